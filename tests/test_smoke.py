@@ -1,0 +1,78 @@
+"""The whole pipeline at profile `smoke`, in a folder of its own: real training, real verdicts."""
+
+import io
+import json
+
+import pandas as pd
+import pytest
+
+from ttkit import pipeline, stats, store
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "smoke"
+    return pipeline.run("smoke", out, stream=io.StringIO())
+
+
+def test_every_notebook_runs_and_says_what_it_found(run):
+    assert list(run.executed) == [
+        "00_start_here",
+        "01_train_base_policy",
+        "02_best_of_n",
+        "04_selection",
+    ]
+    assert 4 <= len(run.summary) <= 9
+    assert {status.state for status in pipeline.status(run.out)} == {"done"}
+
+
+def test_the_samples_are_whole_and_partly_correct(run):
+    samples = store.read_samples(run.out / "02_best_of_n" / "samples.parquet")
+    assert len(samples) == 4 * 8 * 2  # tasks, samples, temperatures
+    assert samples.groupby(["task", "temperature"]).size().eq(8).all()
+    assert samples["correct"].any() and not samples["correct"].all()
+    assert (samples["status"] != "infra_error").all()
+    right = samples[samples["correct"]]
+    assert (right["speedup_lo"] <= right["speedup"]).all()
+    assert (right["speedup"] <= right["speedup_hi"]).all()
+
+
+def test_the_tables_follow_from_the_samples(run):
+    samples = store.read_samples(run.out / "02_best_of_n" / "samples.parquet")
+    curves = pd.read_parquet(run.out / "02_best_of_n" / "curves.parquet")
+    hot = samples[samples["temperature"] == 1.0]
+    curve = curves[(curves["arm"] == "temperature 1") & (curves["metric"] == "task_success")]
+    by_task = stats.fast(hot).groupby(hot["task"])
+    assert curve["value"].iloc[0] == pytest.approx(by_task.mean().mean())
+    assert curve["value"].iloc[-1] == pytest.approx(by_task.any().mean())
+    picks = pd.read_parquet(run.out / "04_selection" / "picks.parquet")
+    oracle = picks[(picks["strategy"] == "oracle") & (picks["k"] == 1)].set_index("task")["speedup"]
+    best = hot[hot["correct"]].groupby("task")["speedup"].max()
+    pd.testing.assert_series_equal(oracle.dropna(), best, check_names=False)
+
+
+def test_training_left_a_history_and_an_adapter(run):
+    history = pd.read_parquet(run.out / "01_train_base_policy" / "history.parquet")
+    assert list(history["step"]) == [1, 2]
+    assert history[["reward_mean", "correct_rate", "entropy"]].notna().all().all()
+    assert (run.out / "01_train_base_policy" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_each_figure_has_the_table_it_was_drawn_from(run):
+    figures = list(run.out.glob("*/figures/*.png"))
+    assert len(figures) >= 10
+    assert all(figure.with_suffix(".csv").is_file() for figure in figures)
+
+
+def test_a_second_run_does_nothing(run):
+    before = {p: p.stat().st_mtime_ns for p in run.out.glob("*/manifest.json")}
+    again = pipeline.run("smoke", run.out, stream=io.StringIO())
+    assert again.executed == {} and len(again.unchanged) == 4
+    assert {p: p.stat().st_mtime_ns for p in run.out.glob("*/manifest.json")} == before
+
+
+def test_a_changed_parameter_redoes_what_depends_on_it(run):
+    changed = pipeline.run("smoke", run.out, overrides=["top_k=[1, 2]"], stream=io.StringIO())
+    assert list(changed.executed) == ["04_selection"]
+    manifest = json.loads((run.out / "04_selection" / "manifest.json").read_text())
+    assert manifest["parameters"]["top_k"] == [1, 2]

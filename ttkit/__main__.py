@@ -1,0 +1,5 @@
+"""`python -m ttkit`."""
+
+from ttkit.cli import main
+
+main()

@@ -1,0 +1,178 @@
+"""Best-of-N (paper section 4.1): draw K samples a task, run and time every one, keep the table.
+
+One sampling pass at the largest K serves every smaller budget: the curves in `ttkit.stats` are
+unbiased estimates from subsets of it. The samples and the verdicts are journaled as they come, so
+a killed run continues where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import pandas as pd
+
+from ttkit import prompts
+from ttkit.sampling import Sampler, SamplingParams
+from ttkit.tasks import Task
+from ttkit.verify import Verdict, Verifier
+
+Progress = Callable[[str, int, int], None]
+
+VERDICT_COLUMNS = (
+    "status",
+    "correct",
+    "speedup",
+    "speedup_lo",
+    "speedup_hi",
+    "candidate_ms",
+    "reference_ms",
+    "n_pairs",
+    "flags",
+    "reason",
+    "protocol",
+)
+MEASURED = ("speedup", "speedup_lo", "speedup_hi", "candidate_ms", "reference_ms")
+
+
+class RowJournal(Protocol):
+    """What is needed of `ttkit.store.Journal`: rows that survive a kill."""
+
+    @property
+    def rows(self) -> list[dict[str, Any]]: ...
+
+    def append(self, rows: Sequence[dict[str, Any]]) -> object: ...
+
+
+def best_of_n(
+    tasks: Sequence[Task],
+    sampler: Sampler,
+    verifier: Verifier,
+    params: SamplingParams,
+    *,
+    samples_journal: RowJournal,
+    verdicts_journal: RowJournal,
+    run: str,
+    arm: str = "best_of_n",
+    step: int = 0,
+    prompt_style: str = "full",
+    action: str = "body",
+    tasks_per_batch: int = 4,
+    progress: Progress = lambda label, done, total: None,
+) -> pd.DataFrame:
+    """`params.n` samples of each task, judged: one row a sample (columns of `samples.parquet`).
+
+    What the journals already hold for this arm, step and temperature is not done again. Batches
+    are cut from the whole list of tasks, so that a continued run draws the samples that an
+    uninterrupted one would have drawn.
+    """
+    rows = sample(
+        tasks,
+        sampler,
+        params,
+        journal=samples_journal,
+        run=run,
+        arm=arm,
+        step=step,
+        prompt_style=prompt_style,
+        action=action,
+        tasks_per_batch=tasks_per_batch,
+        progress=progress,
+    )
+    verdicts = judge(tasks, rows, verifier, verdicts_journal, action=action, progress=progress)
+    return rows.merge(verdicts, on=["task", "code_sha256"], how="left", validate="many_to_one")
+
+
+def sample(
+    tasks: Sequence[Task],
+    sampler: Sampler,
+    params: SamplingParams,
+    *,
+    journal: RowJournal,
+    run: str,
+    arm: str,
+    step: int,
+    prompt_style: str,
+    action: str,
+    tasks_per_batch: int,
+    progress: Progress,
+) -> pd.DataFrame:
+    """The sampling half of `best_of_n`: the columns up to `finish_reason`."""
+    identity = {"arm": arm, "step": step, "temperature": params.temperature}
+
+    def mine(row: dict[str, Any]) -> bool:
+        return all(row[name] == value for name, value in identity.items())
+
+    have = {row["task"] for row in journal.rows if mine(row)}
+    label = f"sampling at temperature {params.temperature:g}"
+    for start in range(0, len(tasks), tasks_per_batch):
+        batch = tasks[start : start + tasks_per_batch]
+        if not all(task.key in have for task in batch):
+            chats = [prompts.messages(task, prompt_style, action) for task in batch]
+            drawn = sampler.sample(chats, params)
+            journal.append(
+                [
+                    {
+                        "run": run,
+                        **identity,
+                        "task": task.key,
+                        "index": index,
+                        "seed": params.seed,
+                        "code": (code := prompts.extract(completion.text, action)),
+                        "code_sha256": prompts.code_sha256(code),
+                        **{k: v for k, v in asdict(completion).items() if k != "token_ids"},
+                        "token_ids": list(completion.token_ids),
+                    }
+                    for task, completions in zip(batch, drawn, strict=True)
+                    for index, completion in enumerate(completions)
+                    if task.key not in have
+                ]
+            )
+        progress(label, start + len(batch), len(tasks))
+    keys = {task.key for task in tasks}
+    return pd.DataFrame([row for row in journal.rows if mine(row) and row["task"] in keys])
+
+
+def judge(
+    tasks: Sequence[Task],
+    samples: pd.DataFrame,
+    verifier: Verifier,
+    journal: RowJournal,
+    *,
+    action: str = "body",
+    progress: Progress = lambda label, done, total: None,
+) -> pd.DataFrame:
+    """Verdicts on the distinct candidates of `samples`: one row for each task and `code_sha256`.
+
+    An `infra_error` is in the table but not in the journal, so that a continued run tries again.
+    """
+    by_key = {task.key: task for task in tasks}
+    distinct = samples.drop_duplicates(["task", "code_sha256"])[["task", "code", "code_sha256"]]
+    have = {(row["task"], row["code_sha256"]) for row in journal.rows}
+    todo = [row for row in distinct.itertuples() if (row.task, row.code_sha256) not in have]
+    failed: list[dict[str, Any]] = []
+    done = len(distinct) - len(todo)
+
+    def keep(position: int, verdict: Verdict) -> None:
+        nonlocal done
+        sample, measured = todo[position], verdict.to_dict()
+        row = {"task": sample.task, "code_sha256": sample.code_sha256}
+        row |= {name: measured[name] for name in VERDICT_COLUMNS}
+        if verdict.status == "infra_error":
+            failed.append(row)
+        else:
+            journal.append([row])
+        done += 1
+        progress("running and timing candidates", done, len(distinct))
+
+    progress("running and timing candidates", done, len(distinct))
+    items = [
+        (by_key[row.task], prompts.candidate_source(by_key[row.task], row.code, action))
+        for row in todo
+    ]
+    verifier.verify_many(items, on_verdict=keep)
+    wanted = {(row.task, row.code_sha256) for row in distinct.itertuples()}
+    kept = [row for row in journal.rows if (row["task"], row["code_sha256"]) in wanted]
+    # JSON has no nan, so what was not measured comes back as None.
+    return pd.DataFrame(kept + failed).astype(dict.fromkeys(MEASURED, float))

@@ -1,0 +1,414 @@
+"""Selection (paper section 4.3): which correct sample to keep, judged by what the model said of it.
+
+A strategy ranks the correct samples of a task by a score and keeps the fastest of the first k:
+`surprisal` ranks by a high negative log-likelihood, `confidence` by a low one, `random` by nothing
+and `oracle` by the measured speedup itself. Ties, and the random strategy, are resolved by exact
+expectation over all orders, never by chance, so that equal samples give equal results.
+
+Pure functions of the samples table; no model and no further sample is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from ttkit import stats
+from ttkit.errors import UsageError
+
+# How the four conventions of "log-probability" are named in the table; the paper's article says
+# the sum, its report the mean (see notebook 04).
+CONVENTIONS = ("nll_sum", "nll_mean", "nll_sum_temp", "nll_mean_temp")
+# Scores that selection should be compared with.
+OTHERS = ("nll_max", "entropy_mean", "n_tokens")
+STRATEGIES = ("oracle", "random", "confidence", "surprisal")
+UNITS = ("sample", "distinct")
+SAMPLE_KEY = ("arm", "step", "task", "temperature", "index")
+
+
+def available_keys(samples: pd.DataFrame) -> tuple[str, ...]:
+    """The scores of `CONVENTIONS` and `OTHERS` that the table has, with a value in some row."""
+    return tuple(k for k in (*CONVENTIONS, *OTHERS) if k in samples and samples[k].notna().any())
+
+
+def pick_weights(score: np.ndarray, value: np.ndarray, k: int) -> np.ndarray:
+    """Probability that each sample is the one kept: the highest `value` of the k highest `score`s.
+
+    Samples that share the score at the boundary are equally likely to be among the k: with m
+    samples above the boundary and g at it, k - m of the g are drawn without replacement. Of picks
+    of equal value the one with the higher score is kept, of equal scores each as likely. A k above
+    the number of samples means all of them.
+    """
+    k = min(k, len(score))
+    boundary = np.sort(score)[::-1][k - 1]
+    above, tied = np.flatnonzero(score > boundary), np.flatnonzero(score == boundary)
+    tied = tied[np.argsort(value[tied], kind="stable")]
+    chance = stats.best_of_k_weights(len(tied), [k - len(above)])[0]
+    weights = np.zeros(len(score))
+    if len(above):  # they are picked for sure, so the best of them beats what is slower at the edge
+        best = above[value[above] == value[above].max()]
+        best = best[score[best] == score[best].max()]
+        beaten = value[tied] <= value[best[0]]
+        weights[best] = chance[beaten].sum() / len(best)
+        chance = np.where(beaten, 0.0, chance)
+    _, group = np.unique(value[tied], return_inverse=True)
+    weights[tied] = (np.bincount(group, chance) / np.bincount(group))[group]
+    return weights
+
+
+def select(
+    samples: pd.DataFrame,
+    ks: Sequence[int] = (1,),
+    keys: Sequence[str] = CONVENTIONS,
+    unit: str = "sample",
+) -> pd.DataFrame:
+    """Every strategy on every task: one row for each task, strategy, key and k.
+
+    Columns: task, strategy, key ("" for oracle and random), k, n (samples of the task), n_correct,
+    fast_1 (probability that the sample kept is fast, interval rule), fast_1_point, speedup
+    (expectation over what is kept), log_speedup (of its logarithm). A task without a correct sample
+    has n_correct 0 and nan: it is counted, not dropped.
+
+    `unit="sample"` is the paper's: a body drawn twice counts twice. `unit="distinct"` first keeps
+    one row for each different body of a task, the lowest in the first of `keys`. Raises UsageError
+    for missing columns, a repeated sample, a budget below 1, or no number, naming the row.
+    """
+    _check(samples, keys, ks)
+    if unit not in UNITS:
+        raise UsageError(f"unknown unit {unit!r}: it is one of {', '.join(UNITS)}")
+    if unit == "distinct":
+        order = [*keys[:1], "index"]
+        samples = samples.sort_values(order).drop_duplicates(["task", "code_sha256"])
+    rows = []
+    for task, part in samples.groupby("task", sort=True):
+        right = part[part["correct"].astype(bool)]
+        speedup = right["speedup"].to_numpy(dtype=float)
+        kept = {
+            "fast_1": stats.fast(right).to_numpy(dtype=float),
+            "fast_1_point": stats.fast(right, "point").to_numpy(dtype=float),
+            "speedup": speedup,
+            "log_speedup": np.log(speedup),
+        }
+        for strategy, key, score in _scores(right, keys):
+            for k in ks:
+                expected = dict.fromkeys(kept, np.nan)
+                if len(right):
+                    weights = pick_weights(score, speedup, k)
+                    expected = {name: weights @ values for name, values in kept.items()}
+                rows.append(
+                    {
+                        "task": task,
+                        "strategy": strategy,
+                        "key": key,
+                        "k": k,
+                        "n": len(part),
+                        "n_correct": len(right),
+                        **expected,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def _scores(right: pd.DataFrame, keys: Sequence[str]) -> Iterable[tuple[str, str, np.ndarray]]:
+    yield "oracle", "", right["speedup"].to_numpy(dtype=float)
+    yield "random", "", np.zeros(len(right))
+    for key in keys:
+        values = right[key].to_numpy(dtype=float)
+        yield "confidence", key, -values
+        yield "surprisal", key, values
+
+
+def _check(samples: pd.DataFrame, keys: Sequence[str], budgets: Sequence[int]) -> None:
+    stats.check(samples, keys, ["index", "code_sha256"])
+    if not len(budgets) or any(k < 1 or k != int(k) for k in budgets):
+        raise UsageError(f"a budget is a whole number from 1 on, got {list(budgets)}")
+    twice = samples.duplicated(["task", "index"], keep="first")
+    if twice.any():
+        row = samples[twice].iloc[0]
+        apart = [c for c in SAMPLE_KEY if c in samples and samples[c].nunique() > 1]
+        mixed = [c for c in apart if c not in ("task", "index")]
+        todo = f"select one {' and '.join(mixed)} at a time" if mixed else "remove the repeats"
+        raise UsageError(
+            f"row {samples.index[twice][0]}: sample {row['index']} of {row['task']} occurs twice, "
+            f"{todo}; {int(twice.sum())} of {len(samples)} rows are like it"
+        )
+
+
+def summarise(picks: pd.DataFrame, bootstrap: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """Over tasks, for each strategy, key and k: what `select` found.
+
+    Columns: strategy, key, k, tasks (with a correct sample), without (tasks that have none),
+    fast_1 with fast_1_lo and _hi (tasks resampled), fast_1_point, speedup_gmean with _lo and _hi,
+    speedup_median, speedup_mean with _lo and _hi (the paper's figure; one large value decides it).
+    """
+    rows = []
+    for (strategy, key, k), part in picks.groupby(["strategy", "key", "k"], sort=False):
+        known = part[part["n_correct"] > 0]
+        rate, log, mean = (
+            stats.bootstrap_mean(known[column], bootstrap, seed)
+            for column in ("fast_1", "log_speedup", "speedup")
+        )
+        rows.append(
+            {
+                "strategy": strategy,
+                "key": key,
+                "k": k,
+                "tasks": len(known),
+                "without": len(part) - len(known),
+                "fast_1": rate["value"],
+                "fast_1_lo": rate["lo"],
+                "fast_1_hi": rate["hi"],
+                "fast_1_point": known["fast_1_point"].mean(),
+                "speedup_gmean": np.exp(log["value"]),
+                "speedup_gmean_lo": np.exp(log["lo"]),
+                "speedup_gmean_hi": np.exp(log["hi"]),
+                "speedup_median": known["speedup"].median(),
+                "speedup_mean": mean["value"],
+                "speedup_mean_lo": mean["lo"],
+                "speedup_mean_hi": mean["hi"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def matches_oracle(summary: pd.DataFrame, within: float = 0.01) -> pd.DataFrame:
+    """The smallest k of `summary` at which a strategy comes `within` the oracle, as a share of it.
+
+    One row for each strategy and key: k_fast_1 and k_speedup_gmean; nan where no k of the table
+    is enough.
+    """
+    goal = summary[summary["strategy"] == "oracle"].iloc[0]
+    rows = []
+    for (strategy, key), part in summary.groupby(["strategy", "key"], sort=False):
+        row: dict[str, object] = {"strategy": strategy, "key": key}
+        for column in ("fast_1", "speedup_gmean"):
+            row[f"k_{column}"] = part["k"][part[column] >= (1 - within) * goal[column]].min()
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def compare(
+    picks: pd.DataFrame,
+    first: str = "surprisal",
+    second: str = "confidence",
+    key: str = "nll_sum",
+    k: int = 1,
+    seed: int = 0,
+) -> dict[str, float | str]:
+    """Two strategies on the same tasks; one pair a task, which is the unit of every p-value.
+
+    Returns the fast_1 of both, their difference and Cohen's h with intervals, wins and losses by
+    task with the exact sign test, the number of tasks that would give that test a power of 80 %,
+    and `stats.compare_paired` on the speedups. n counts the tasks, `without` those that have no
+    correct sample. Raises UsageError when no task has one.
+    """
+    one, two = _of(picks, first, key, k), _of(picks, second, key, k)
+    pairs = one.add_suffix("_1").join(two.add_suffix("_2"), how="inner")
+    both = pairs.dropna()
+    if both.empty:
+        raise UsageError(f"no task has a correct sample: {first} and {second} cannot be compared")
+    p1, p2 = both["fast_1_1"].mean(), both["fast_1_2"].mean()
+    gap = both["fast_1_1"] - both["fast_1_2"]
+    difference = stats.bootstrap_mean(gap, seed=seed)
+    wins, losses = int((gap > stats.NOISE).sum()), int((gap < -stats.NOISE).sum())
+    sign = stats.sign_test(wins, losses)
+    needed = stats.tasks_needed(wins / len(both), losses / len(both)) if wins + losses else np.inf
+    speed = stats.compare_paired(np.exp(both["log_speedup_1"]), np.exp(both["log_speedup_2"]), seed)
+    h = stats.cohens_h(min(p1, 1.0), min(p2, 1.0), len(both), len(both))
+    return {
+        "first": first,
+        "second": second,
+        "key": key,
+        "k": k,
+        "unit": "task",
+        "n": len(both),
+        "without": len(pairs) - len(both),
+        "fast_1_first": p1,
+        "fast_1_second": p2,
+        "difference": difference["value"],
+        "difference_lo": difference["lo"],
+        "difference_hi": difference["hi"],
+        **{f"cohens_{name}": value for name, value in h.items()},
+        "wins": wins,
+        "losses": losses,
+        "p_sign": sign["p_two_sided"],
+        "p_sign_one_sided": sign["p_one_sided"],
+        "tasks_needed": needed,
+        **{f"speedup_{name}": value for name, value in speed.items() if name != "n"},
+    }
+
+
+def comparisons(picks: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """`compare` for surprisal, confidence and random in pairs, at every key and k of `picks`."""
+    pairs = (("surprisal", "confidence"), ("surprisal", "random"), ("confidence", "random"))
+    keys = [key for key in picks["key"].unique() if key]
+    return pd.DataFrame(
+        [
+            compare(picks, first, second, key, k, seed)
+            for key in keys
+            for k in picks["k"].unique()
+            for first, second in pairs
+        ]
+    )
+
+
+def _of(picks: pd.DataFrame, strategy: str, key: str, k: int) -> pd.DataFrame:
+    wanted = "" if strategy in ("oracle", "random") else key
+    part = picks[(picks.strategy == strategy) & (picks.key == wanted) & (picks.k == k)]
+    if part.empty:
+        raise UsageError(f"there are no picks of {strategy} by {wanted or 'nothing'} at k={k}")
+    return part.set_index("task")[["fast_1", "log_speedup"]]
+
+
+def prefilter_tasks(
+    samples: pd.DataFrame, budgets: Sequence[int] | None = None, key: str = "nll_sum"
+) -> pd.DataFrame:
+    """Ranking *before* any sample is run: does a fast one lie among the first m (section 5)?
+
+    For each task, strategy (random, confidence, surprisal) and budget m: success, the probability
+    that the m highest-ranked samples, correct or not, hold a fast one; ties by expectation. Columns
+    task, strategy, m, success. Budgets are 1..K unless given. Raises UsageError as `select` does,
+    and for a budget above the number of samples of a task.
+    """
+    _check(samples, [key], [1] if budgets is None else budgets)
+    smallest = int(samples.groupby("task").size().min())
+    budgets = list(range(1, smallest + 1) if budgets is None else budgets)
+    if max(budgets) > smallest:
+        raise UsageError(f"a budget of {max(budgets)} is above K: some task has {smallest} samples")
+    rows = []
+    for task, part in samples.groupby("task", sort=True):
+        hit, score = stats.fast(part).to_numpy(dtype=float), part[key].to_numpy(dtype=float)
+        for strategy, sign in (("random", 0.0), ("confidence", -1.0), ("surprisal", 1.0)):
+            for m in budgets:
+                success = float(pick_weights(sign * score, hit, m) @ hit)
+                rows.append({"task": task, "strategy": strategy, "m": m, "success": success})
+    return pd.DataFrame(rows)
+
+
+def prefilter(
+    samples: pd.DataFrame,
+    budgets: Sequence[int] | None = None,
+    key: str = "nll_sum",
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """`prefilter_tasks` over tasks: columns strategy, m, task_success, lo, hi, tasks."""
+    table = prefilter_tasks(samples, budgets, key)
+    rows = []
+    for (strategy, m), part in table.groupby(["strategy", "m"], sort=False):
+        mean = stats.bootstrap_mean(part["success"], bootstrap, seed)
+        rows.append(
+            {
+                "strategy": strategy,
+                "m": m,
+                "task_success": mean["value"],
+                "lo": mean["lo"],
+                "hi": mean["hi"],
+                "tasks": mean["n"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def crossover(
+    table: pd.DataFrame,
+    first: str = "surprisal",
+    second: str = "random",
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict[str, float]:
+    """The budget m from which `first` is ahead of `second` for good (of `prefilter_tasks`).
+
+    The first m with a higher task success after the last m with a lower one; nan when there is
+    none. At m = K every ranking has the same. Keys m, lo, hi (tasks resampled) and never: the share
+    of draws, left out of the interval, without a crossover.
+    """
+    wide = table.pivot(index=["strategy", "task"], columns="m", values="success")
+    gaps = (wide.loc[first] - wide.loc[second]).to_numpy()
+    ms = wide.columns.to_numpy()
+
+    def ahead(gap: np.ndarray) -> float:
+        behind = np.flatnonzero(gap < -stats.NOISE)
+        lead = np.flatnonzero(gap > stats.NOISE)
+        lead = lead[lead > (behind[-1] if len(behind) else -1)]
+        return float(ms[lead[0]]) if len(lead) else np.nan
+
+    draws = gaps[stats.task_draws(len(gaps), bootstrap, seed)].mean(axis=1)
+    interval = stats.interval(np.array([ahead(gap) for gap in draws]))
+    never = interval.pop("undefined")
+    return {"m": ahead(gaps.mean(axis=0)), **interval, "never": never}
+
+
+def variance_gate(
+    samples: pd.DataFrame, key: str = "nll_sum", threshold: float = 1.0
+) -> pd.DataFrame:
+    """Per task, whether selection has anything to go by (paper: std of the log-prob above 1).
+
+    Over all samples of a task: columns task, n, n_correct, distinct (bodies), std (of `key`, n - 1
+    in the denominator), std_correct (correct samples only), open (std above `threshold`).
+    """
+    stats.check(samples, [key], ["code_sha256"])
+    rows = []
+    for task, part in samples.groupby("task", sort=False):
+        right = part[part["correct"].astype(bool)]
+        rows.append(
+            {
+                "task": task,
+                "n": len(part),
+                "n_correct": len(right),
+                "distinct": part["code_sha256"].nunique(),
+                "std": part[key].std(),
+                "std_correct": right[key].std(),
+                "open": bool(part[key].std() > threshold),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def quartiles(
+    samples: pd.DataFrame, key: str = "nll_sum", bootstrap: int = 1000, seed: int = 0
+) -> pd.DataFrame:
+    """Correct samples in four groups by `key`, the highest first (paper: the quartile table).
+
+    Q1 is the quarter with the most surprisal. Ranks are over all tasks, ties split by row order as
+    in the paper; columns quartile, n, tasks, fast_1 with fast_1_lo and _hi (tasks resampled, the
+    groups kept), fast_1_point, speedup_gmean with _lo and _hi, speedup_mean, tokens, lowest and
+    highest `key`.
+    """
+    stats.check(samples, [key, "n_tokens"])
+    right = samples[samples["correct"].astype(bool)]
+    if len(right) < 4:
+        raise UsageError(f"quartiles need at least 4 correct samples, the table has {len(right)}")
+    ranks = right[key].rank(method="first", ascending=False)
+    group = np.ceil(ranks * 4 / len(right)).astype(int)
+    tasks, draws = right["task"], stats.task_draws(right["task"].nunique(), bootstrap, seed)
+    hits, logs, sizes = (
+        values.groupby([tasks, group]).sum().unstack(fill_value=0).to_numpy(dtype=float)[draws]
+        for values in (stats.fast(right), np.log(right["speedup"]), pd.Series(1, right.index))
+    )
+    with np.errstate(invalid="ignore"):  # a draw of tasks may leave a group without samples
+        shares, means = hits.sum(axis=1) / sizes.sum(axis=1), logs.sum(axis=1) / sizes.sum(axis=1)
+    rate = [stats.interval(column) for column in shares.T]
+    log = [stats.interval(column) for column in means.T]
+    rows = [
+        {
+            "quartile": f"Q{number}",
+            "n": len(part),
+            "tasks": part["task"].nunique(),
+            "fast_1": stats.fast(part).mean(),
+            "fast_1_lo": rate[number - 1]["lo"],
+            "fast_1_hi": rate[number - 1]["hi"],
+            "fast_1_point": stats.fast(part, "point").mean(),
+            "speedup_gmean": stats.geometric_mean(part["speedup"]),
+            "speedup_gmean_lo": np.exp(log[number - 1]["lo"]),
+            "speedup_gmean_hi": np.exp(log[number - 1]["hi"]),
+            "speedup_mean": part["speedup"].mean(),
+            "tokens": part["n_tokens"].mean(),
+            "lowest": part[key].min(),
+            "highest": part[key].max(),
+        }
+        for number, part in right.groupby(group)
+    ]
+    return pd.DataFrame(rows)

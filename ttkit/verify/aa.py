@@ -1,0 +1,90 @@
+"""A/A: the reference against itself. What a measuring protocol reports when nothing changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ttkit.errors import UsageError
+from ttkit.prompts import candidate_source
+from ttkit.tasks import Task
+from ttkit.verify.verdict import Verdict
+from ttkit.verify.verifier import Verifier
+
+
+@dataclass(frozen=True)
+class AASummary:
+    """Shares of the runs in which the reference came out faster than itself (truth: 0).
+
+    `fast_interval` counts intervals that lie above 1, `fast_point` speedups above 1; rates are
+    over the `measured` runs. `largest_speedup` is by point estimate.
+    """
+
+    protocol: str
+    device: str
+    workers: int
+    runs: int
+    measured: int
+    fast_interval: int
+    fast_point: int
+    fast_interval_rate: float
+    fast_point_rate: float
+    largest_speedup: float
+    seconds_per_run: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def aa(
+    tasks: Sequence[Task],
+    runs: int,
+    verifier_kwargs: Mapping[str, Any] | None = None,
+    on_run: Callable[[int, int], None] | None = None,
+) -> tuple[list[tuple[Task, Verdict]], AASummary]:
+    """Measure each task's own forward body as the candidate, `runs` times a task, uncached.
+
+    `on_run(done, total)` is called after each. Raises UsageError when `runs` is below 1 or there
+    are no tasks.
+    """
+    if runs < 1 or not tasks:
+        raise UsageError("an A/A test needs at least one task and one run")
+    settings = {**(verifier_kwargs or {}), "cache": None}
+    results: list[tuple[Task, Verdict]] = []
+    total = runs * len(tasks)
+    with Verifier(**settings) as verifier:
+        # Runs of one task follow each other, so that its referee stays warm and, under a contended
+        # protocol, `workers` runs of it share the device as candidates of one task would.
+        for task in tasks:
+            source = candidate_source(task, task.forward_body)
+
+            def done(_: int, verdict: Verdict, task: Task = task) -> None:
+                results.append((task, verdict))
+                if on_run is not None:
+                    on_run(len(results), total)
+
+            verifier.verify_many([(task, source)] * runs, done, fresh=True)
+        return results, summarize([v for _, v in results], verifier)
+
+
+def summarize(verdicts: Sequence[Verdict], verifier: Verifier) -> AASummary:
+    """Count what came out faster; a verdict without a speedup is not measured."""
+    measured = [v for v in verdicts if v.correct and math.isfinite(v.speedup)]
+    by_interval = sum(v.fast() for v in measured)
+    by_point = sum(v.speedup > 1 for v in measured)
+    n = len(measured)
+    return AASummary(
+        protocol=verifier.protocol.name,
+        device=verifier.device,
+        workers=verifier.workers,
+        runs=len(verdicts),
+        measured=n,
+        fast_interval=by_interval,
+        fast_point=by_point,
+        fast_interval_rate=by_interval / n if n else math.nan,
+        fast_point_rate=by_point / n if n else math.nan,
+        largest_speedup=max((v.speedup for v in measured), default=math.nan),
+        seconds_per_run=sum(v.seconds for v in verdicts) / len(verdicts),
+    )

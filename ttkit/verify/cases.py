@@ -1,0 +1,234 @@
+"""Input sets of one task and what the reference makes of them: the referee's private knowledge."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ttkit.verify import correctness
+from ttkit.verify.arena import flatten
+from ttkit.verify.worker import Runner, seed_all, to_device
+
+# A reference that disagrees so much with float64, or with its own second run, is no yardstick.
+UNUSABLE_ERROR, UNUSABLE_SPREAD = 0.1, 1e-3
+POOL = 4
+DENSE = torch.contiguous_format
+
+
+@dataclass
+class Case:
+    """One set of inputs, the reference's outputs on it, natively and in float64.
+
+    `tree` says how the output is built (ttkit.verify.arena.flatten), `types` its tensors' types.
+    `skipped` says why a variation is left out, if it is.
+    """
+
+    name: str
+    args: Any
+    outputs: list[torch.Tensor]
+    exact: list[torch.Tensor]
+    tree: Any = None
+    types: tuple[str, ...] = ()
+    skipped: str = ""
+
+    @functools.cached_property
+    def yardsticks(self) -> list[correctness.Yardstick | None]:
+        """One for each output tensor; None for integers and booleans."""
+        return [
+            correctness.Yardstick(correctness.as_real(y64))
+            if y.is_floating_point() or y.is_complex()
+            else None
+            for y, y64 in zip(self.outputs, self.exact, strict=True)
+        ]
+
+    @functools.cached_property
+    def reference_errors(self) -> list[float]:
+        """The reference's own error for each output tensor."""
+        return [
+            0.0 if yardstick is None else yardstick.error(correctness.as_real(y))
+            for y, yardstick in zip(self.outputs, self.yardsticks, strict=True)
+        ]
+
+
+def secret_seed() -> int:
+    """From the system's generator: no candidate can make the same inputs."""
+    return int.from_bytes(os.urandom(7), "little")
+
+
+def secret_choice(items: list[Any]) -> Any:
+    """One of `items`, by the system's generator: no seed of the task's code can predict it."""
+    return items[int.from_bytes(os.urandom(4), "little") % len(items)]
+
+
+class CaseMaker:
+    """Makes inputs for one task and runs the reference on them."""
+
+    def __init__(self, task: Any, runner: Runner, device: str):
+        self.task, self.runner, self.device = task, runner, device
+        self.exact = copy.deepcopy(runner.model).double()
+        self.kept: dict[int, Case] = {}
+        self.pool: list[Any] = []
+
+    def inputs(self) -> Any:
+        """Fresh inputs from a secret seed, made on the device that runs them."""
+        seed_all(secret_seed())
+        with torch.device(self.device), torch.no_grad():
+            return to_device(list(self.task.get_inputs()), self.device)
+
+    def pooled_inputs(self, count: int) -> list[Any]:
+        """`count` sets for tasks whose inputs take long to make: a few, scaled anew each time."""
+        while len(self.pool) < POOL:
+            self.pool.append(self.inputs())
+        chosen = secret_choice(self.pool)
+        sets = []
+        for _ in range(count):
+            factor = 0.5 + secret_seed() / 2**56
+            sets.append(correctness.vary(chosen, _Scale(factor)))
+        return sets
+
+    def case(self, name: str, args: Any) -> Case:
+        """Run the reference on `args`, natively and in float64."""
+        with torch.no_grad():
+            tensors: list[torch.Tensor] = []
+            tree = flatten(self.runner.model(*copy.deepcopy(args)), tensors)
+            outputs = [t.detach().clone(memory_format=DENSE) for t in tensors]
+            exact: list[torch.Tensor] = []
+            try:
+                flatten(self.exact(*correctness.to_float64(args)), exact)
+                exact = [t.detach().clone(memory_format=DENSE) for t in exact]
+            except (RuntimeError, TypeError):
+                # No float64 kernel, or the code fixes a dtype: the native run is the yardstick.
+                exact = []
+            if [t.shape for t in exact] != [t.shape for t in outputs]:
+                exact = [correctness.to_float64(t) for t in outputs]
+        case = Case(name, args, outputs, exact, tree, tuple(type(t).__name__ for t in tensors))
+        if not correctness.all_finite(exact):
+            case.skipped = "the float64 reference is not finite"
+        return case
+
+    def numbered(self, number: int, keep: bool) -> Case:
+        """Correctness case `number`; kept for later candidates if `keep`."""
+        case = self.kept.get(number)
+        if case is not None:
+            return case
+        name, change = correctness.VARIATIONS[number % len(correctness.VARIATIONS)]
+        declared = change is correctness.identity
+        args = self.inputs()
+        try:
+            case = self.case(name, correctness.vary(args, change))
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            if declared:
+                raise
+            case = Case(name, args, [], [], skipped=f"the reference raises {error!r:.80}")
+        if declared:
+            # What is declared is judged, NaN for NaN; only the variations are optional.
+            case.skipped = ""
+        if keep or case.skipped:
+            self.kept[number] = case
+        return case
+
+    def renew(self) -> None:
+        """Forget one kept case, so that what is kept does not stay the same for long."""
+        if self.kept:
+            self.kept.pop(secret_choice(list(self.kept)))
+
+    def habits(self, case: Case) -> dict[str, Any]:
+        """What the reference itself does cannot be held against a candidate; is it usable?"""
+        self.runner.inputs = [tuple(copy.deepcopy(case.args))]
+        self.runner.run([0])
+        aliases = self.runner.aliases(0, 0)
+        again: list[torch.Tensor] = []
+        before: list[torch.Tensor] = []
+        after: list[torch.Tensor] = []
+        flatten(self.runner.outputs[0], again)
+        flatten(list(case.args), before)
+        flatten(list(self.runner.inputs[0]), after)
+        self.runner.forget()
+        changed = not all(same_bits(a, b) for a, b in zip(before, after, strict=True))
+        unusable = ""
+        for y, error, second in zip(case.outputs, case.reference_errors, again, strict=True):
+            if y.is_floating_point():
+                if correctness.relative_error(second, y) > UNUSABLE_SPREAD:
+                    unusable = "the reference gives another answer each time it runs"
+                elif error > UNUSABLE_ERROR:
+                    unusable = "the reference disagrees with its own float64 run"
+            elif not torch.equal(y, second):
+                unusable = "the reference gives another answer each time it runs"
+        return {"aliases": aliases, "mutates": changed, "unusable": unusable}
+
+
+def timed_case(declared: Case, twin: list[torch.Tensor]) -> Case:
+    """A case whose answer is what the reference's own process delivered in a timed run.
+
+    Only natively, which saves two runs of the reference: its error, known from the declared case,
+    then counts on both sides.
+    """
+    exact = [correctness.to_float64(t) for t in twin]
+    case = Case("timing", None, twin, exact, declared.tree, declared.types)
+    case.reference_errors = [2 * error for error in declared.reference_errors]
+    return case
+
+
+class _Scale:
+    def __init__(self, factor: float):
+        self.factor = factor
+
+    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor * self.factor
+
+
+def judge(
+    case: Case, delivered: list[torch.Tensor], values: Any, expected: list[Any]
+) -> dict[str, Any]:
+    """Compare delivered tensors with the case and plain `values` with the `expected` ones."""
+    worst = correctness.Comparison(True, 0.0, 0.0, True)
+    close = True
+    for y, reference, yardstick, own in zip(
+        delivered, case.outputs, case.yardsticks, case.reference_errors, strict=True
+    ):
+        # A copy: what lies in shared memory could change between two looks at it.
+        found = correctness.compare(y.clone(), reference, yardstick, own)
+        close = close and found.allclose
+        if found.error >= worst.error or not found.ok:
+            worst = found
+        if not found.ok:
+            break
+    ok, what = worst.ok, worst.what
+    if ok and not _same_values(values, expected):
+        ok, what = False, "a plain number in the output differs"
+    return {
+        "ok": ok,
+        "what": what,
+        "max_error": worst.error,
+        "reference_error": max(case.reference_errors, default=0.0),
+        "allclose": close,
+    }
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors hold the same values, NaN equal to NaN."""
+    if torch.equal(a, b):
+        return True
+    if not a.is_floating_point():
+        return False
+    return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+def _same_values(found: Any, expected: list[Any]) -> bool:
+    if not isinstance(found, list) or len(found) != len(expected):
+        return False
+    for a, b in zip(found, expected, strict=True):
+        if isinstance(b, float):
+            if not isinstance(a, (int, float)):
+                return False
+            if not (math.isclose(a, b, rel_tol=1e-5) or (math.isnan(a) and math.isnan(b))):
+                return False
+        elif a != b:
+            return False
+    return True

@@ -1,0 +1,173 @@
+"""Is an output right? Error against a float64 run, in units of the reference's own error.
+
+    err(y) = max |y - y64| / (|y64| + rms(y64))
+
+A candidate is accepted when err <= max(10 * err(reference), 32 * eps(dtype)), and its NaN and Inf
+stand where the float64 run has them. The root mean square in the denominator keeps elements that
+happen to be near zero from dominating; unlike a fixed absolute tolerance it scales with the output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+ERROR_FACTOR = 10.0
+EPS_FACTOR = 32.0
+# KernelBench's tolerances by dtype (src/kernelbench/eval.py, get_tolerance_for_precision).
+KERNELBENCH_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-2}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How one output compares; errors are relative, as defined in this module's docstring."""
+
+    ok: bool
+    error: float
+    allowed: float
+    allclose: bool
+    what: str = ""
+
+
+def to_float64(value: Any) -> Any:
+    """Floating tensors in lists and tuples as float64 copies; integers and the rest unchanged."""
+    if isinstance(value, torch.Tensor):
+        if value.is_complex():
+            return value.to(torch.complex128)
+        return value.double() if value.is_floating_point() else value
+    if isinstance(value, (list, tuple)):
+        return type(value)(to_float64(v) for v in value)
+    return value
+
+
+class Yardstick:
+    """A float64 tensor that others are compared with; what does not depend on them is kept."""
+
+    def __init__(self, y64: torch.Tensor):
+        self.y64 = y64.double()
+        self.finite = bool(torch.isfinite(self.y64).all())
+        self.mask = None if self.finite else torch.isfinite(self.y64)
+        self.kept = self.y64 if self.mask is None else self.y64[self.mask]
+        self.rms = float(self.kept.square().mean().sqrt()) if self.kept.numel() else 0.0
+        self.scale = self.kept.abs().add_(self.rms)
+
+    def error(self, y: torch.Tensor) -> float:
+        """err(y): inf when NaN or Inf stand elsewhere than in the float64 tensor."""
+        if not self.y64.numel():
+            return 0.0
+        y = y.double()
+        if self.mask is not None:
+            if not _same_special(y[~self.mask], self.y64[~self.mask]):
+                return math.inf
+            y = y[self.mask]
+        if not self.kept.numel():
+            return 0.0
+        if self.rms == 0.0:
+            return 0.0 if bool((y == 0).all()) else math.inf
+        # A NaN anywhere in y makes the largest difference NaN.
+        error = float(y.sub(self.kept).abs_().div_(self.scale).max())
+        return error if math.isfinite(error) else math.inf
+
+
+def _same_special(a: torch.Tensor, b: torch.Tensor) -> bool:
+    before = a
+    a, b = (torch.nan_to_num(t, nan=7.0, posinf=1.0, neginf=-1.0) for t in (a, b))
+    return not bool(torch.isfinite(before).any()) and torch.equal(a, b)
+
+
+def relative_error(y: torch.Tensor, y64: torch.Tensor) -> float:
+    """err(y) against `y64`; see `Yardstick`."""
+    return Yardstick(y64).error(y)
+
+
+def compare(
+    y: torch.Tensor, reference: torch.Tensor, yardstick: Yardstick | None, reference_error: float
+) -> Comparison:
+    """Compare a candidate's tensor with the reference's and the float64 run's.
+
+    Integer and boolean outputs (`yardstick` None) must be equal to the reference's. Complex ones
+    are compared as pairs of real numbers.
+    """
+    if yardstick is None:
+        same = torch.equal(y, reference)
+        what = "" if same else f"{int((y != reference).sum())} of {y.numel()} values differ"
+        return Comparison(same, 0.0 if same else math.inf, 0.0, same, what)
+    y, reference = as_real(y), as_real(reference)
+    allowed = max(ERROR_FACTOR * reference_error, EPS_FACTOR * torch.finfo(reference.dtype).eps)
+    error = yardstick.error(y)
+    tolerance = KERNELBENCH_TOLERANCE.get(reference.dtype, 1e-4)
+    close = _allclose(reference, y, tolerance)
+    ok = error <= allowed
+    what = "" if ok else _what(y, error, allowed, yardstick.y64)
+    return Comparison(ok, error, allowed, close, what)
+
+
+def _allclose(reference: torch.Tensor, y: torch.Tensor, tolerance: float) -> bool:
+    """torch.allclose with atol = rtol, in a few passes where everything is finite."""
+    excess = y.sub(reference).abs_().sub_(y.abs().mul_(tolerance))
+    largest = float(excess.max()) if excess.numel() else 0.0
+    if math.isfinite(largest):
+        return largest <= tolerance
+    return torch.allclose(reference, y, atol=tolerance, rtol=tolerance)
+
+
+def as_real(tensor: torch.Tensor) -> torch.Tensor:
+    """Complex tensors with a last dimension of 2, others as they are."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _what(y: torch.Tensor, error: float, allowed: float, y64: torch.Tensor) -> str:
+    bad = int((~torch.isfinite(y) & torch.isfinite(y64)).sum())
+    if bad:
+        return f"{bad} of {y.numel()} values are NaN or Inf where the reference is finite"
+    if math.isinf(error):
+        return "NaN, Inf or non-zero values stand where the reference has none"
+    return f"its error is {error:.2g}, {allowed:.2g} is allowed"
+
+
+def identity(tensor: torch.Tensor) -> torch.Tensor:
+    """The declared values, unchanged."""
+    return tensor
+
+
+def negated(tensor: torch.Tensor) -> torch.Tensor:
+    return -tensor
+
+
+def scaled(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor * 4
+
+
+def strided(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values, not contiguous: the last two dimensions stored the other way round."""
+    if tensor.dim() < 2:
+        return tensor
+    return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
+# In the order of use: the declared values come first, they find most wrong candidates.
+VARIATIONS: tuple[tuple[str, Callable[[torch.Tensor], torch.Tensor]], ...] = (
+    ("declared", identity),
+    ("negated", negated),
+    ("scaled x4", scaled),
+    ("non-contiguous", strided),
+    ("declared again", identity),
+)
+
+
+def vary(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Apply `change` to the floating tensors; integers keep their dtype and values."""
+    if isinstance(value, torch.Tensor):
+        return change(value) if value.is_floating_point() else value
+    if isinstance(value, (list, tuple)):
+        return type(value)(vary(v, change) for v in value)
+    return value
+
+
+def all_finite(tensors: list[torch.Tensor]) -> bool:
+    """Whether every floating tensor is finite throughout."""
+    return all(bool(torch.isfinite(t).all()) for t in tensors if t.is_floating_point())

@@ -1,0 +1,96 @@
+"""How a candidate is measured: the three protocols, and the limits a candidate lives under."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+from ttkit.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The settings of one way to measure.
+
+    `paired` protocols interleave reference and candidate in random order and add pairs at the
+    fixed `looks` until the answer is settled (ttkit.verify.timing). Unpaired ones are the paper's:
+    `trials` runs of the candidate, then as many of the reference, and the ratio of the means.
+    `settled_width` is the ratio of the interval's ends at which a figure is precise enough,
+    `futile` the speedup below which a candidate that may be faster is not pursued, and
+    `process_spread` what two processes that run the same code may differ by (both ends of the
+    interval are moved by that share). `recheck_share` of the timed runs have their output compared.
+    `seconds` is the time budget of the timing phase and `flush_bytes` what is written before every
+    run to displace the core's caches (on CUDA the size of the L2 cache counts instead).
+    """
+
+    name: str
+    paired: bool
+    correctness_trials: int
+    warmup: int
+    looks: tuple[int, ...] = ()
+    alpha: float = 0.025
+    process_spread: float = 0.0
+    settled_width: float = 1.0
+    futile: float = 1.0
+    seconds: float = 2.0
+    trials: int = 0
+    flush_bytes: int = 0
+    recheck_share: float = 0.0
+    exclusive: bool = True
+
+    def fingerprint(self) -> str:
+        """A hash of all settings: verdicts of different settings never share a cache entry."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+RIGOROUS = Protocol(
+    name="rigorous",
+    paired=True,
+    correctness_trials=5,
+    warmup=3,
+    looks=(10, 16, 24, 40, 64, 100, 160),
+    settled_width=1.4,
+    futile=1.07,
+    seconds=2.0,
+    flush_bytes=4 << 20,
+    recheck_share=0.1,
+    process_spread=0.01,
+)
+FULL = Protocol("full", False, correctness_trials=5, warmup=3, trials=50, exclusive=False)
+FAST_PROXY = Protocol(
+    "fast-proxy", False, correctness_trials=1, warmup=3, trials=5, exclusive=False
+)
+PROTOCOLS = {p.name: p for p in (RIGOROUS, FULL, FAST_PROXY)}
+
+
+def protocol_named(name: str | Protocol) -> Protocol:
+    """The protocol of that name; raises UsageError when there is none."""
+    if isinstance(name, Protocol):
+        return name
+    if name not in PROTOCOLS:
+        raise UsageError(f"unknown protocol {name!r}: it is one of {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one candidate may use; seconds, bytes and counts.
+
+    `memory_bytes` is on top of what the harness itself uses. `run_factor` times the reference's
+    time, but at least `run_seconds`, is the wall time of one call. Compiling an inline CUDA
+    extension takes a minute or two, so the load phase on CUDA has its own `load_seconds_cuda`.
+    """
+
+    load_seconds: float = 10.0
+    load_seconds_cuda: float = 240.0
+    run_seconds: float = 3.0
+    run_factor: float = 100.0
+    cpu_seconds: int = 60
+    cpu_seconds_cuda: int = 600
+    memory_bytes: int = 4 << 30
+    gpu_memory_fraction: float = 0.6
+    processes: int = 128
+    open_files: int = 256
+    file_bytes: int = 64 << 20
+    file_bytes_cuda: int = 1 << 30

@@ -1,0 +1,312 @@
+"""What runs in a candidate's process: load the module, run it, hand its output over.
+
+The referee times the reference through the same `Runner`, so that both sides of a pair do the same
+things in the same order. Nothing here decides anything: a candidate can rewrite all of this in its
+own process and still only change what it delivers and when.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import linecache
+import os
+import random
+import sys
+import traceback
+import types
+from typing import Any
+
+import torch
+
+from ttkit.verify.arena import Arena, flatten, unflatten
+from ttkit.verify.channel import BadMessage, Channel, ChannelClosed
+
+TEXT = 2000
+
+
+class OutputError(Exception):
+    """The output is not of the kind, shape or dtype that the reference returns."""
+
+    def __init__(self, kind: str, text: str):
+        super().__init__(text)
+        self.kind = kind
+
+
+def load_module(path: str, name: str) -> types.ModuleType:
+    """Execute the file as a module of its own, visible to `inspect` and to Triton."""
+    with open(path, encoding="utf-8") as file:
+        source = file.read()
+    module = types.ModuleType(name)
+    module.__file__ = path
+    sys.modules[name] = module
+    linecache.checkcache(path)
+    exec(compile(source, path, "exec"), module.__dict__)
+    return module
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python and torch (every device)."""
+    random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def to_device(value: Any, device: str) -> Any:
+    """Move tensors in lists and tuples to `device`."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, (list, tuple)):
+        return type(value)(to_device(v, device) for v in value)
+    return value
+
+
+class Runner:
+    """One model on one device: bound inputs, `run`, `deliver`."""
+
+    def __init__(self, model_class: Any, task_module: types.ModuleType, seed: int, device: str):
+        self.device = device
+        self.cuda = device != "cpu"
+        # The inputs of __init__ are declared with the task, not secret, and part of the model.
+        seed_all(seed)
+        init = task_module.get_init_inputs()
+        seed_all(seed)
+        with torch.device(device):
+            if isinstance(init, dict):
+                self.model = model_class(**init)
+            else:
+                self.model = model_class(*to_device(init, device))
+        if isinstance(self.model, torch.nn.Module):
+            self.model = self.model.to(device)
+        self.inputs: list[tuple[Any, ...]] = []
+        self.outputs: list[Any] = []
+        self.pad: torch.Tensor | None = None
+        self.touched = 0
+        # Taken before any candidate code could replace them.
+        self._no_grad, self._synchronize = torch.no_grad, torch.cuda.synchronize
+
+    def run(self, slots: list[int]) -> None:
+        """Call the model once a slot; the outputs are kept for `deliver`."""
+        model, inputs = self.model, self.inputs
+        with self._no_grad():
+            self.outputs = [model(*inputs[slot]) for slot in slots]
+        if self.cuda:
+            self._synchronize()
+
+    def forget(self, pad: int = 0) -> None:
+        """Drop the outputs, and shift where the next run's buffers will lie by `pad` bytes.
+
+        Where large buffers lie relative to each other (4 KiB aliasing, cache sets) makes a process
+        faster or slower by several percent for as long as it lives. A shift drawn for every run
+        turns that bias into noise, which more pairs average out (Curtsinger and Berger 2013,
+        Stabilizer).
+        """
+        self.outputs = []
+        self.pad = None
+        if pad and not self.cuda:
+            self.pad = torch.empty(pad, dtype=torch.uint8)
+            if pad > self.touched:
+                # Pages are met for the first time here and not in a timed run.
+                self.pad.fill_(0)
+                self.touched = pad
+
+    def deliver(
+        self, which: int, tree: Any, types_: list[str], targets: list[torch.Tensor]
+    ) -> dict[str, Any]:
+        """Copy output number `which` into `targets`; raises OutputError when it does not fit."""
+        leaves: list[torch.Tensor] = []
+        output = self.outputs[which]
+        try:
+            found = flatten(output, leaves)
+        except TypeError as error:
+            raise OutputError("output_structure", f"the output contains {error}") from None
+        if shape_of(found) != shape_of(tree):
+            raise OutputError("output_structure", "the output is not built like the reference's")
+        for leaf, target, name in zip(leaves, targets, types_, strict=True):
+            _check_leaf(leaf, target, name)
+        with self._no_grad():
+            for leaf, target in zip(leaves, targets, strict=True):
+                target.copy_(leaf)
+        if self.cuda:
+            self._synchronize()
+        return {"strides": [list(leaf.stride()) for leaf in leaves], "values": values_of(found)}
+
+    def aliases(self, slot: int, which: int) -> bool:
+        """Whether output `which` shares memory with the inputs of `slot`."""
+        inputs: list[torch.Tensor] = []
+        outputs: list[torch.Tensor] = []
+        flatten(list(self.inputs[slot]), inputs)
+        flatten(self.outputs[which], outputs)
+        spans = [_span(t) for t in inputs if t.numel()]
+        return any(
+            low < end and start < high
+            for start, end in (_span(t) for t in outputs if t.numel())
+            for low, high in spans
+        )
+
+
+def _span(tensor: torch.Tensor) -> tuple[int, int]:
+    storage = tensor.untyped_storage()
+    return storage.data_ptr(), storage.data_ptr() + storage.nbytes()
+
+
+def shape_of(tree: Any) -> Any:
+    """The tree with the values of its numbers left out (their types stay)."""
+    if "v" in tree:
+        return type(tree["v"]).__name__
+    if "t" in tree:
+        return "t"
+    return {kind: [shape_of(item) for item in items] for kind, items in tree.items()}
+
+
+def values_of(tree: Any) -> list[Any]:
+    """The plain values in the tree, in order."""
+    if "v" in tree:
+        return [tree["v"]]
+    if "t" in tree:
+        return []
+    return [value for items in tree.values() for item in items for value in values_of(item)]
+
+
+def _check_leaf(leaf: torch.Tensor, target: torch.Tensor, name: str) -> None:
+    if type(leaf).__name__ != name or type(leaf) not in (torch.Tensor, torch.nn.Parameter):
+        raise OutputError(
+            "output_type", f"the output is a {type(leaf).__name__}, the reference's a {name}"
+        )
+    if leaf.layout is not torch.strided or leaf.device.type != target.device.type:
+        raise OutputError("output_type", f"the output is a {leaf.layout} tensor on {leaf.device}")
+    if leaf.dtype != target.dtype:
+        raise OutputError(
+            "output_dtype", f"the output is {leaf.dtype}, the reference's is {target.dtype}"
+        )
+    if leaf.shape != target.shape:
+        raise OutputError(
+            "output_shape",
+            f"the output has shape {list(leaf.shape)}, the reference's has {list(target.shape)}",
+        )
+
+
+def describe(error: BaseException, path: str) -> dict[str, Any]:
+    """The message that tells the judge about an exception, with the line in the file `path`."""
+    kind = "runtime_error"
+    if isinstance(error, SyntaxError) or "Error building extension" in str(error):
+        kind = "compile_error"
+    text = str(error).strip().splitlines()
+    where = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+    if isinstance(error, SyntaxError):
+        where = []
+    name = type(error).__name__
+    if (
+        isinstance(error, MemoryError)
+        or "allocate memory" in str(error)
+        or name.startswith("OutOfMemory")
+    ):
+        name = "out of memory"
+    elif isinstance(error, OSError) and error.errno == errno.EFBIG:
+        name = "too much output"
+    return {
+        "error": error.kind if isinstance(error, OutputError) else kind,
+        "text": f"{name}: {text[0] if text else 'no message'}"[:TEXT]
+        + (f" (line {where[-1]})" if where else ""),
+    }
+
+
+class Candidate:
+    """Answers the judge's requests one after another until the channel closes."""
+
+    def __init__(self, channel: Channel, spec: dict[str, Any]):
+        self.channel, self.spec = channel, spec
+        self.path = os.path.join(spec["directory"], "candidate.py")
+        self.runner: Runner | None = None
+        self.targets: list[torch.Tensor] = []
+
+    def serve(self) -> None:
+        while True:
+            try:
+                message, fds = self.channel.recv()
+            except (ChannelClosed, BadMessage):
+                return
+            try:
+                reply = getattr(self, "do_" + message["op"])(message, fds)
+            except BaseException as error:
+                if isinstance(error, SystemExit):
+                    raise
+                reply = describe(error, self.path)
+                # The traceback would keep the failed run's tensors alive.
+                del error
+            self.channel.send(reply)
+
+    def do_load(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        device = self.spec["device"]
+        if device != "cpu":
+            torch.cuda.set_per_process_memory_fraction(self.spec["gpu_memory_fraction"])
+        inputs_fd, outputs_fd, weights_fd = fds if device == "cpu" else (-1, -1, *fds)
+        self.arena = Arena(
+            message["input_size"], device, fd=inputs_fd, handle=message["input_handle"]
+        )
+        self.output = Arena(
+            message["output_size"], device, fd=outputs_fd, handle=message["output_handle"]
+        )
+        try:
+            module = load_module(self.path, "candidate")
+        except SyntaxError as error:
+            line = f" (line {error.lineno})" if error.lineno else ""
+            kind = type(error).__name__
+            return {"error": "compile_error", "text": f"{kind}: {error.msg}{line}"}
+        model_class = getattr(module, "ModelNew", None)
+        if model_class is None:
+            return {"error": "compile_error", "text": "the source defines no class ModelNew"}
+        task = load_module(os.path.join(self.spec["directory"], "task.py"), "task")
+        self.runner = Runner(model_class, task, message["seed"], device)
+        loaded = False
+        if message["weights"]:
+            weights = Arena(message["weights_size"], "cpu", fd=weights_fd)
+            loaded = self._load_weights(message["weights"], weights)
+        return {"weights_loaded": loaded}
+
+    def _load_weights(self, specs: dict[str, Any], arena: Arena) -> bool:
+        assert self.runner is not None
+        with contextlib.suppress(AttributeError, TypeError):
+            own = self.runner.model.state_dict()
+            if own.keys() == specs.keys() and all(
+                list(own[k].shape) == specs[k]["shape"] for k in own
+            ):
+                with torch.no_grad():
+                    for key, value in own.items():
+                        value.copy_(arena.view(specs[key]))
+                return True
+        return False
+
+    def do_bind(self, message: dict[str, Any], _: list[int]) -> dict[str, Any]:
+        assert self.runner is not None
+        self.runner.inputs = []
+        for item in message["sets"]:
+            tensors = [self.arena.view(spec) for spec in item["tensors"]]
+            self.runner.inputs.append(tuple(unflatten(item["tree"], tensors)))
+        output = message["output"]
+        self.tree, self.types = output["tree"], output["types"]
+        self.targets = [self.output.view(spec) for spec in output["tensors"]]
+        return {}
+
+    def do_run(self, message: dict[str, Any], _: list[int]) -> dict[str, Any]:
+        assert self.runner is not None
+        self.runner.run(message["slots"])
+        return {}
+
+    def do_deliver(self, message: dict[str, Any], _: list[int]) -> dict[str, Any]:
+        assert self.runner is not None
+        return self.runner.deliver(message["which"], self.tree, self.types, self.targets)
+
+    def do_finish(self, message: dict[str, Any], _: list[int]) -> dict[str, Any]:
+        """After a trial: does the output alias an input? Then drop the outputs."""
+        assert self.runner is not None
+        aliases = bool(message["aliases"]) and self.runner.aliases(0, 0)
+        self.runner.forget(message["pad"])
+        return {"aliases": aliases}
+
+
+def main(channel: Channel, spec: dict[str, Any]) -> None:
+    """Entry point of a candidate's process, called by the zygote after the guards are on."""
+    channel.send({"guards": spec["guards"]})
+    if spec["device"] != "cpu":
+        torch.cuda.set_device(spec["device"])
+    Candidate(channel, spec).serve()
