@@ -49,7 +49,7 @@ def load(
     _check_model_dir(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, dtype), local_files_only=True
         )
     except Exception as error:  # the libraries raise a dozen kinds here, all about this directory

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -37,13 +36,12 @@ class Pretraining:
     """What a pretraining run depends on; written beside the model, and compared on resume.
 
     `n_examples` chains of at most `max_links` are drawn from the corpus, each read `epochs` times.
-    Sizes: `hidden`, `layers`,
-    `heads` (query heads; keys and values have half as many), `vocab` (an upper bound: BPE stops
-    where no pair repeats). `lr` is Muon's, for the weight matrices; `lr_embed` is Adam's, for
-    embeddings and norms.
+    Sizes: `hidden`, `layers`, `heads` (query heads; keys and values have half as many), `vocab` (an
+    upper bound: BPE stops where no pair repeats). `lr` is Muon's, for the weight matrices;
+    `lr_embed` is Adam's, for embeddings and norms.
     """
 
-    n_examples: int = 40_000
+    n_examples: int = 42_000
     epochs: int = 1
     expert_share: float = 0.08
     max_links: int = 3
@@ -52,8 +50,8 @@ class Pretraining:
     hidden: int = 128
     layers: int = 4
     heads: int = 4
-    batch: int = 32
-    lr: float = 0.03
+    batch: int = 48
+    lr: float = 0.02
     lr_embed: float = 0.01
 
     def __post_init__(self) -> None:
@@ -241,7 +239,7 @@ def _train_step(
     model: Any, optimizers: list[Any], ids: torch.Tensor, labels: torch.Tensor, step: int, run: Any
 ) -> float:
     warmup = max(1, run.steps // 20)
-    decay = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - 1) / run.steps))
+    decay = 1 - (step - 1) / run.steps  # linear to zero: measured better than a cosine here
     # padding is on the right and attention causal, so no mask is needed and the fast kernel runs;
     # the head, a fifth of the work, is applied to the completions' positions only
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]

@@ -15,8 +15,9 @@ from ttkit.minibench.bank import chain_of
 from ttkit.minibench.grammar import Link, args, body, fits, idioms
 from ttkit.prompts import compact_text
 
-# By number of links. Short chains show an idiom at a third of the cost, so they come often.
-LENGTHS = {1: 0.45, 2: 0.30, 3: 0.25}
+# By number of links. Long chains teach where in the prompt the answer has got to; with many short
+# ones instead, a small model ends early or repeats a link.
+LENGTHS = {1: 0.10, 2: 0.45, 3: 0.45}
 SLOW_SHARE = 0.06
 WRONG_SHARE = 0.08
 REFERENCE_SHARE = 0.5  # of what is neither expert nor slow nor wrong; common forms share the rest
