@@ -41,16 +41,16 @@ class Pretraining:
     `lr_embed` is Adam's, for embeddings and norms.
     """
 
-    n_examples: int = 42_000
+    n_examples: int = 52_000
     epochs: int = 1
     expert_share: float = 0.08
     max_links: int = 3
     seed: int = 0
     vocab: int = 1024
-    hidden: int = 128
+    hidden: int = 64
     layers: int = 4
     heads: int = 4
-    batch: int = 48
+    batch: int = 32
     lr: float = 0.02
     lr_embed: float = 0.01
 
