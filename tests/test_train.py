@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GptOssConfig, GptOssForCausalLM
 
-from ttkit.errors import InfraError, UsageError
+from ttkit.errors import UsageError
 from ttkit.policy import load
 from ttkit.pretrain import pretrain
 from ttkit.prompts import candidate_source, compact_text, messages
@@ -43,6 +43,7 @@ TASKS = [
     for i, (name, expression) in enumerate(OPERATIONS.items())
 ]
 SMALL = {"tasks_per_step": 2, "group": 6, "rank": 4, "max_tokens": 24, "baseline_samples": 4}
+STEPS = 48
 SECONDS = ["seconds_sampling", "seconds_verification", "seconds_update"]
 
 
@@ -106,7 +107,7 @@ def policy(tmp_path_factory):
         examples=list(corpus()),
         n_examples=64,
         batch=8,
-        epochs=50,
+        epochs=30,
         hidden=32,
         layers=2,
         heads=2,
@@ -118,7 +119,7 @@ def policy(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(policy, tmp_path_factory):
     rows = []
-    settings = {**SMALL, "steps": 16, "tasks_per_step": 4, "lr": 5e-3}
+    settings = {**SMALL, "steps": STEPS, "tasks_per_step": 4, "lr": 5e-3}
     out = tmp_path_factory.mktemp("trained")
     return out, rows, train_grpo(policy, TASKS, judge, out, on_step=rows.append, **settings)
 
@@ -127,16 +128,17 @@ def test_training_improves_what_is_rewarded(trained):
     _, rows, result = trained
     history = result.history
     assert tuple(history.columns) == COLUMNS
-    assert history.step.tolist() == list(range(1, 17)) == [row["step"] for row in rows]
-    first, last = history.head(4), history.tail(4)
+    assert history.step.tolist() == list(range(1, STEPS + 1)) == [row["step"] for row in rows]
+    first, last = history.head(8), history.tail(8)
     assert last.reward_mean.mean() > first.reward_mean.mean() + 0.2
     assert last.correct_rate.mean() > first.correct_rate.mean() + 0.1
-    assert (history.tasks.str.split().map(sorted) == [sorted(t.key for t in TASKS)]).all()
+    everyone = sorted(t.key for t in TASKS)
+    assert all(sorted(names.split()) == everyone for names in history.tasks)
     assert history.entropy.between(0, 6).all() and (history.grad_norm >= 0).all()
     assert history.n_tokens.between(1, 24).all() and history.distinct.between(1, 24).all()
     assert (history[SECONDS] >= 0).all(axis=None)
     correct = history.correct_rate > 0
-    assert (history.speedup_mean >= history.speedup_geomean - 1e-9)[correct].all()
+    assert (history.speedup_mean >= history.speedup_gmean - 1e-9)[correct].all()
 
 
 def test_the_adapter_changes_the_model_that_is_loaded(policy, trained):
@@ -152,13 +154,13 @@ def test_the_adapter_changes_the_model_that_is_loaded(policy, trained):
 
 def test_finished_runs_are_only_read(policy, trained):
     out, rows, result = trained
-    settings = {**SMALL, "steps": 16, "tasks_per_step": 4, "lr": 5e-3}
+    settings = {**SMALL, "steps": STEPS, "tasks_per_step": 4, "lr": 5e-3}
 
     def untouched(items):
         raise AssertionError("nothing is left to judge")
 
     again = train_grpo(policy, TASKS, untouched, out, **settings)
-    assert again.adapter == result.adapter and len(rows) == 16
+    assert again.adapter == result.adapter and len(rows) == STEPS
     pd.testing.assert_frame_equal(again.history, result.history)
 
 
@@ -208,12 +210,17 @@ def test_equal_rewards_are_said_to_teach_nothing(policy, tmp_path, caplog):
         return [Verdict("incorrect", False, math.nan) for _ in items]
 
     settings = {**SMALL, "steps": 2}
-    with (
-        caplog.at_level(logging.WARNING, logger="ttkit.train"),
-        pytest.raises(InfraError, match="did not take.*rewards of every step were equal"),
-    ):
-        train_grpo(policy, TASKS, never, tmp_path, on_step=lambda _: None, **settings)
-    assert [r.getMessage().split(":")[0] for r in caplog.records] == ["step 1", "step 2"]
+    with caplog.at_level(logging.WARNING, logger="ttkit.train"):
+        result = train_grpo(policy, TASKS, never, tmp_path, on_step=lambda _: None, **settings)
+    said = [record.getMessage() for record in caplog.records]
+    assert [line.split(":")[0] for line in said[:2]] == ["step 1", "step 2"]
+    assert "nothing was learned" in said[2]
+    base, tokenizer = load(policy)
+    adapted, _ = load(policy, result.adapter)
+    chats = [messages(task, "compact") for task in TASKS]
+    ids = [tokenizer.encode(f"return {OPERATIONS[t.name]}<|end|>") for t in TASKS]
+    before, after = (score(m, tokenizer, chats, ids) for m in (base, adapted))
+    assert [s.nll_sum for s in after] == pytest.approx([s.nll_sum for s in before])
 
 
 def test_gpt_oss_experts_are_trained(policy, tmp_path):

@@ -306,7 +306,8 @@ def variance_gate(gate: pd.DataFrame, threshold: float = 1.0) -> Figure:
         above {threshold:g}. No interval: one value a task, over all its samples."""
     fig, (ax,) = _start("Variance gate, by task", caption, 1.7 + 0.2 * len(gate))
     for name, part, colour in (("open", gate[is_open], BLUE), ("closed", gate[~is_open], ORANGE)):
-        ax.barh(part.index, part["std"], 0.7, color=colour, label=name)
+        if len(part):
+            ax.barh(part.index, part["std"], 0.7, color=colour, label=name)
     ax.axvline(threshold, color=BLACK, lw=1.2, ls="--")
     ax.set_xlabel("standard deviation of nll_sum (nats)")
     _rows(ax, gate["task"])

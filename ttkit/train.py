@@ -151,14 +151,16 @@ def train_grpo(
     device: str = "cpu",
     dtype: str = "float32",
     on_step: Callable[[dict[str, Any]], None] | None = None,
+    on_baseline: Callable[[int, int], None] | None = None,
     **settings: Any,
 ) -> TrainResult:
     """Train a LoRA adapter on `tasks` into `out`, and return it with the history.
 
     `settings` are the fields of `GRPO`. `judge` runs (task, code) pairs and returns one verdict
     each, in order. `on_step` gets each row of the history as it is made; without it a progress
-    bar is shown. Killed and called again with the same settings, it goes on from the last
-    checkpoint; finished, it only reads the result.
+    bar is shown. `on_baseline(done, tasks)` is called while the fixed baseline is measured. Killed
+    and called again with the same settings, it goes on from the last checkpoint; finished, it only
+    reads the result.
     Raises UsageError for settings that make no sense, and when the loss is no longer a number (the
     last checkpoint is kept); InfraError when the saved adapter does not change the model.
     """
@@ -181,7 +183,9 @@ def train_grpo(
     checkpoint = _last_checkpoint(out, record)
     baseline: Baseline = RunningMedian()
     if run.baseline == "fixed":
-        baseline = _fixed_baseline(out / BASELINE, model, tokenizer, tasks, judge, run, record)
+        baseline = _fixed_baseline(
+            out / BASELINE, model, tokenizer, tasks, judge, run, record, on_baseline
+        )
     recorder = _Recorder(run, record, list(tasks), judge, baseline, on_step or _progress_bar(run))
     if checkpoint is not None:
         recorder.restore(checkpoint)
@@ -381,6 +385,7 @@ def _fixed_baseline(
     judge: Judge,
     run: GRPO,
     record: dict[str, Any],
+    on_baseline: Callable[[int, int], None] | None,
 ) -> FixedBaseline:
     """Per-task medians of the initial policy, kept in `path` for a run that is resumed."""
     saved = _read(path)
@@ -396,15 +401,13 @@ def _fixed_baseline(
     drawn = sampler.sample(
         [prompts.messages(t, run.prompt_style, run.action) for t in tasks], params
     )
-    items = [
-        (task, prompts.extract(completion.text, run.action))
-        for task, completions in zip(tasks, drawn, strict=True)
-        for completion in completions
-    ]
-    verdicts = judge(items)
-    baseline = FixedBaseline.of(
-        [(t.key, v.correct, v.speedup) for (t, _), v in zip(items, verdicts, strict=True)]
-    )
+    seen: list[tuple[str, bool, float]] = []
+    for done, (task, completions) in enumerate(zip(tasks, drawn, strict=True), start=1):
+        codes = [prompts.extract(completion.text, run.action) for completion in completions]
+        seen += [(task.key, v.correct, v.speedup) for v in judge([(task, c) for c in codes])]
+        if on_baseline is not None:
+            on_baseline(done, len(tasks))
+    baseline = FixedBaseline.of(seen)
     write_atomic(path, to_json({"record": record, "medians": dict(baseline.medians)}))
     return baseline
 

@@ -19,9 +19,11 @@ class Protocol:
     `settled_width` is the ratio of the interval's ends at which a figure is precise enough,
     `futile` the speedup below which a candidate that may be faster is not pursued, and
     `process_spread` what two processes that run the same code may differ by (both ends of the
-    interval are moved by that share). `recheck_share` of the timed runs have their output compared.
-    `seconds` is the time budget of the timing phase and `flush_bytes` what is written before every
-    run to displace the core's caches (on CUDA the size of the L2 cache counts instead).
+    interval are moved by that share). A candidate whose interval lies above 1, but not above
+    `relaunch_below`, is measured again in up to `relaunches` pairs of fresh processes, and its
+    interval then spans what all of them found. `recheck_share` of the timed runs have their output
+    compared. `seconds` is the time budget of one timing phase and `flush_bytes` what is written
+    before every run to displace the core's caches (on CUDA the size of the L2 cache counts instead).
     """
 
     name: str
@@ -31,6 +33,8 @@ class Protocol:
     looks: tuple[int, ...] = ()
     alpha: float = 0.025
     process_spread: float = 0.0
+    relaunches: int = 0
+    relaunch_below: float = 1.25
     settled_width: float = 1.0
     futile: float = 1.0
     seconds: float = 2.0
@@ -56,6 +60,7 @@ RIGOROUS = Protocol(
     flush_bytes=4 << 20,
     recheck_share=0.1,
     process_spread=0.01,
+    relaunches=3,
 )
 FULL = Protocol("full", False, correctness_trials=5, warmup=3, trials=50, exclusive=False)
 FAST_PROXY = Protocol(

@@ -46,6 +46,7 @@ class Session:
         reference_seconds = referee.info["reference_ms"] / 1e3 * len(self.slots)
         self.run_limit = max(limits.run_seconds, limits.run_factor * reference_seconds)
         self.null = 0.0
+        self.launches: list[float] = []  # the speedup that each launch found
         self.cases_run: list[int] = []
         self.reference: Side
         self._values: dict[bool, Any] = {}
@@ -124,6 +125,19 @@ class Session:
             self._paired()
         else:
             self._unpaired()
+        self.launches = [self.record["speedup"]]
+
+    def take_in(self, other: Session) -> None:
+        """Add what another launch of the same candidate found: the interval spans them all."""
+        self.launches.append(other.record["speedup"])
+        self._keep([(r / 1e3, c / 1e3) for r, c in (*self.record["pairs"], *other.record["pairs"])])
+        self.record.update(
+            speedup=statistics.median(self.launches),
+            speedup_lo=min(self.record["speedup_lo"], other.record["speedup_lo"]),
+            speedup_hi=max(self.record["speedup_hi"], other.record["speedup_hi"]),
+            n_pairs=self.record["n_pairs"] + other.record["n_pairs"],
+        )
+        self.checks.append("relaunched")
 
     def _turn(self, side: Side, which: int, recheck: bool = False) -> float:
         """Seconds of one run of `side`, on inputs written anew after the caches were flushed."""
