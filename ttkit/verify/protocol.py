@@ -23,7 +23,7 @@ class Protocol:
     `relaunch_below`, is measured again in up to `relaunches` pairs of fresh processes, and its
     interval then spans what all of them found. `recheck_share` of the timed runs have their output
     compared. `seconds` is the time budget of one timing phase and `flush_bytes` what is written
-    before every run to displace the core's caches (on CUDA the size of the L2 cache counts instead).
+    before every run to displace the core's caches (on CUDA the size of the L2 cache counts).
     """
 
     name: str
