@@ -13,6 +13,7 @@ from ttkit.errors import UsageError
 from ttkit.prompts import candidate_source
 from ttkit.tasks import Task
 from ttkit.verify import PROTOCOLS, Limits, Verdict, Verifier
+from ttkit.verify.session import Session
 
 CODE = """
 import torch
@@ -36,7 +37,7 @@ def get_init_inputs():
 """
 TASK = Task("file", 0, 0, "sines", CODE)
 # Outcomes other than a speed need no long measurement.
-QUICK = dataclasses.replace(PROTOCOLS["rigorous"], looks=(10,), warmup=2, seconds=1.0)
+QUICK = dataclasses.replace(PROTOCOLS["rigorous"], looks=(10,), warmup=2, seconds=1.0, relaunches=0)
 LIMITS = Limits(run_seconds=1.5, load_seconds=8.0, memory_bytes=1 << 30)
 
 
@@ -77,25 +78,54 @@ def test_a_right_candidate_is_correct_and_its_verdict_is_complete(verifier):
     assert Verdict.from_dict(verdict.to_dict()) == verdict
 
 
+SLOW = Task(
+    "file",
+    0,
+    1,
+    "slow",
+    CODE.replace("range(4)", "range(1)").replace(
+        "out = torch.sin(out) * 0.5 + y",
+        "out = torch.sin(out * torch.ones(128, 257)) * 0.5 + y"
+        "\n            for _ in range(30): out = out + 0.0 * x",
+    ),
+)
+SHORT = "out = torch.sin(x * self.k) * 0.5 + y\nreturn out"
+
+
 def test_much_faster_is_fast_and_much_slower_is_not(verifier):
-    slow_reference = Task(
-        "file",
-        0,
-        1,
-        "slow",
-        CODE.replace("range(4)", "range(1)").replace(
-            "out = torch.sin(out) * 0.5 + y",
-            "out = torch.sin(out * torch.ones(128, 257)) * 0.5 + y"
-            "\n            for _ in range(30): out = out + 0.0 * x",
-        ),
-    )
-    text = "out = torch.sin(x * self.k) * 0.5 + y\nreturn out"
-    fast = verifier.verify(slow_reference, candidate_source(slow_reference, text))
+    fast = verifier.verify(SLOW, candidate_source(SLOW, SHORT))
     assert fast.status == "correct", fast.reason
     assert fast.fast() and fast.speedup > 1.5
     slow = verifier.verify(TASK, body(forward("for _ in range(40): torch.sin(x)")))
     assert slow.status == "correct", slow.reason
     assert not slow.fast() and slow.speedup_hi < 1
+
+
+def test_a_narrow_winner_is_measured_again_in_fresh_processes():
+    narrow = dataclasses.replace(QUICK, relaunches=2, relaunch_below=1e9)
+    with Verifier(narrow, limits=LIMITS) as v:
+        fast = v.verify(SLOW, candidate_source(SLOW, SHORT))
+        slow = v.verify(TASK, body(forward("for _ in range(40): torch.sin(x)")))
+    assert fast.fast() and fast.checks.count("relaunched") == 2
+    assert fast.n_pairs == len(fast.pairs) == 30
+    assert slow.status == "correct" and "relaunched" not in slow.checks and slow.n_pairs == 10
+
+
+def test_the_interval_of_a_relaunched_winner_spans_all_launches():
+    found = []
+    for speedup, pair in ((1.1, (1.1, 1.0)), (1.0, (1.0, 1.0)), (1.2, (1.2, 1.0))):
+        session = object.__new__(Session)
+        session.launches, session.checks = [speedup], []
+        ends = {"speedup_lo": speedup - 0.05, "speedup_hi": speedup + 0.1}
+        session.record = {"speedup": speedup, "n_pairs": 1, "pairs": (pair,), **ends}
+        found.append(session)
+    first, *others = found
+    for other in others:
+        first.take_in(other)
+    assert first.record["speedup"] == 1.1
+    assert first.record["speedup_lo"] == 0.95 and first.record["speedup_hi"] == 1.3
+    assert first.record["n_pairs"] == 3 and len(first.record["pairs"]) == 3
+    assert first.record["reference_ms"] == pytest.approx(1.1)
 
 
 WRONG = {
