@@ -370,7 +370,7 @@ def test_large_external_files_are_known_by_size_and_ends(tmp_path):
 
 
 def samples(n=4):
-    values = {"str": "t", "int64": 1, "float64": 0.5, "bool": True}
+    values = {"str": "t", "int64": 1, "float64": 0.5, "bool": True, "object": [5, 7]}
     table = pd.DataFrame([{c: values[d] for c, d in SAMPLE_DTYPES.items()} for _ in range(n)])
     return table.assign(index=range(n)[::-1], flags=[("a", "b")] * n)
 

@@ -6,13 +6,14 @@ dial `expert_share`: the corpus says what is frequent, not what is good.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ttkit.errors import UsageError
 from ttkit.minibench.bank import chain_of
-from ttkit.minibench.grammar import Link, args, body, fits, idioms
+from ttkit.minibench.grammar import Link, args, body, fits, idioms, render
 from ttkit.prompts import compact_text
 
 # By number of links. Long chains teach where in the prompt the answer has got to; with many short
@@ -62,7 +63,7 @@ def corpus(
         for name, idiom in idioms().items()
         if only is None or name in only
         for variant in range(len(idiom.variants))
-        if (link := Link(name, variant)) not in singles
+        if _known(link := Link(name, variant)) not in singles
     ]
     if not any(idioms()[link.idiom].place == "any" for link in links):
         raise UsageError("the excluded chains leave no idiom for the corpus")
@@ -92,19 +93,31 @@ def contains_excluded(chain: Chain, exclude: Collection[Chain]) -> bool:
 
     A chain of two or more links is known by its idioms, whatever the variants (the stricter
     reading); a single link by idiom and variant, since its idiom must be learnt from somewhere.
+    Idioms that read the same, and differ in the shapes of their inputs only, count as one.
     """
     singles, tuples = _excluded(exclude)
-    return any(link in singles for link in chain) or _contains(chain, tuples)
+    return any(_known(link) in singles for link in chain) or _contains(chain, tuples)
 
 
 def _excluded(exclude: Collection[Chain]) -> tuple[set[Link], set[tuple[str, ...]]]:
-    singles = {chain[0] for chain in exclude if len(chain) == 1}
-    tuples = {tuple(link.idiom for link in chain) for chain in exclude if len(chain) > 1}
+    singles = {_known(chain[0]) for chain in exclude if len(chain) == 1}
+    tuples = {tuple(_known(link).idiom for link in chain) for chain in exclude if len(chain) > 1}
     return singles, tuples
 
 
+@functools.cache
+def _known(link: Link) -> Link:
+    """The first link whose reference reads like this one's: a prompt cannot tell them apart."""
+    text = render(link, "reference", 0, 0)
+    for name, idiom in idioms().items():
+        for variant in range(len(idiom.variants)):
+            if render(Link(name, variant), "reference", 0, 0) == text:
+                return Link(name, variant)
+    return link
+
+
 def _contains(chain: Sequence[Link], tuples: set[tuple[str, ...]]) -> bool:
-    names = tuple(link.idiom for link in chain)
+    names = tuple(_known(link).idiom for link in chain)
     return any(
         names[i:j] in tuples for i in range(len(names)) for j in range(i + 2, len(names) + 1)
     )
