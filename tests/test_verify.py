@@ -13,7 +13,6 @@ from ttkit.errors import UsageError
 from ttkit.prompts import candidate_source
 from ttkit.tasks import Task
 from ttkit.verify import PROTOCOLS, Limits, Verdict, Verifier
-from ttkit.verify.session import Session
 
 CODE = """
 import torch
@@ -86,7 +85,7 @@ SLOW = Task(
     CODE.replace("range(4)", "range(1)").replace(
         "out = torch.sin(out) * 0.5 + y",
         "out = torch.sin(out * torch.ones(128, 257)) * 0.5 + y"
-        "\n            for _ in range(30): out = out + 0.0 * x",
+        "\n            for _ in range(200): out = out + 0.0 * x",
     ),
 )
 SHORT = "out = torch.sin(x * self.k) * 0.5 + y\nreturn out"
@@ -109,23 +108,6 @@ def test_a_narrow_winner_is_measured_again_in_fresh_processes():
     assert fast.fast() and fast.checks.count("relaunched") == 2
     assert fast.n_pairs == len(fast.pairs) == 30
     assert slow.status == "correct" and "relaunched" not in slow.checks and slow.n_pairs == 10
-
-
-def test_the_interval_of_a_relaunched_winner_spans_all_launches():
-    found = []
-    for speedup, pair in ((1.1, (1.1, 1.0)), (1.0, (1.0, 1.0)), (1.2, (1.2, 1.0))):
-        session = object.__new__(Session)
-        session.launches, session.checks = [speedup], []
-        ends = {"speedup_lo": speedup - 0.05, "speedup_hi": speedup + 0.1}
-        session.record = {"speedup": speedup, "n_pairs": 1, "pairs": (pair,), **ends}
-        found.append(session)
-    first, *others = found
-    for other in others:
-        first.take_in(other)
-    assert first.record["speedup"] == 1.1
-    assert first.record["speedup_lo"] == 0.95 and first.record["speedup_hi"] == 1.3
-    assert first.record["n_pairs"] == 3 and len(first.record["pairs"]) == 3
-    assert first.record["reference_ms"] == pytest.approx(1.1)
 
 
 WRONG = {

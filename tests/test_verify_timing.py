@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ttkit.verify import PROTOCOLS
+from ttkit.verify.session import Session
 from ttkit.verify.timing import interval, measure, order_statistic, spend
 
 RIGOROUS = PROTOCOLS["rigorous"]
@@ -100,3 +101,20 @@ def test_the_budget_stops_after_a_complete_look():
     found, pairs = measure(trial, protocol, clock=lambda: now[0])
     assert found.n == 10
     assert 10 < len(pairs) < 16
+
+
+def test_the_interval_of_a_relaunched_winner_spans_all_launches():
+    found = []
+    for speedup, pair in ((1.1, (1.1, 1.0)), (1.0, (1.0, 1.0)), (1.2, (1.2, 1.0))):
+        session = object.__new__(Session)
+        session.launches, session.checks = [speedup], []
+        ends = {"speedup_lo": speedup - 0.05, "speedup_hi": speedup + 0.1}
+        session.record = {"speedup": speedup, "n_pairs": 1, "pairs": (pair,), **ends}
+        found.append(session)
+    first, *others = found
+    for other in others:
+        first.take_in(other)
+    assert first.record["speedup"] == 1.1
+    assert first.record["speedup_lo"] == 0.95 and first.record["speedup_hi"] == 1.3
+    assert first.record["n_pairs"] == 3 and len(first.record["pairs"]) == 3
+    assert first.record["reference_ms"] == pytest.approx(1.1)

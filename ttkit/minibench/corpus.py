@@ -105,15 +105,19 @@ def _excluded(exclude: Collection[Chain]) -> tuple[set[Link], set[tuple[str, ...
     return singles, tuples
 
 
-@functools.cache
 def _known(link: Link) -> Link:
     """The first link whose reference reads like this one's: a prompt cannot tell them apart."""
-    text = render(link, "reference", 0, 0)
+    return _first_readings()[render(link, "reference", 0, 0)]
+
+
+@functools.cache
+def _first_readings() -> dict[str, Link]:
+    first: dict[str, Link] = {}
     for name, idiom in idioms().items():
         for variant in range(len(idiom.variants)):
-            if render(Link(name, variant), "reference", 0, 0) == text:
-                return Link(name, variant)
-    return link
+            link = Link(name, variant)
+            first.setdefault(render(link, "reference", 0, 0), link)
+    return first
 
 
 def _contains(chain: Sequence[Link], tuples: set[tuple[str, ...]]) -> bool:
