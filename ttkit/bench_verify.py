@@ -34,7 +34,7 @@ import importlib.util, json, sys, time, types
 for name in ("litellm", "openai", "dotenv"):
     if importlib.util.find_spec(name) is None:
         module = types.ModuleType(name)
-        module.completion = module.OpenAI = module.load_dotenv = None
+        module.completion = module.OpenAI = module.load_dotenv = lambda *a, **k: None
         sys.modules[name] = module
 sys.path.insert(0, sys.argv[1] + "/src")
 import torch

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ttkit.verify import correctness, variations
-from ttkit.verify.arena import flatten
+from ttkit.verify.arena import flatten, place
 from ttkit.verify.protocol import VARIATION_NAMES
 from ttkit.verify.worker import Runner, seed_all, to_device
 
@@ -22,6 +22,10 @@ UNUSABLE_ERROR, UNUSABLE_SPREAD = 0.1, 1e-3
 # A variation on which the reference itself is no better than this says nothing of a candidate.
 VAGUE_ERROR = 1e-2
 POOL = 4
+# Inputs above this are varied in a cut-down form, a few draws of them are kept at most, and no more
+# than this much of them is looked through for changes.
+LARGE_BYTES = 256 << 20
+SMALL_BYTES = 64 << 20
 DENSE = torch.contiguous_format
 
 
@@ -80,6 +84,7 @@ class CaseMaker:
         self.exact = copy.deepcopy(runner.model).double()
         self.kept: dict[int, Case] = {}
         self.pool: list[Any] = []
+        self.mutates = True  # until it is known
 
     def inputs(self) -> Any:
         """Fresh inputs from a secret seed, made on the device that runs them."""
@@ -89,7 +94,7 @@ class CaseMaker:
 
     def pooled_inputs(self, count: int) -> list[Any]:
         """`count` sets for tasks whose inputs take long to make: a few, scaled anew each time."""
-        while len(self.pool) < POOL:
+        while not self.pool or (len(self.pool) < POOL and size_of(self.pool[0]) < LARGE_BYTES):
             self.pool.append(self.inputs())
         chosen = secret_choice(self.pool)
         sets = []
@@ -102,7 +107,9 @@ class CaseMaker:
         """Run the reference on `args`, natively and in float64, with other `weights` if given."""
         with torch.no_grad():
             tensors: list[torch.Tensor] = []
-            tree = flatten(_call(self.runner.model, copy.deepcopy(args), weights), tensors)
+            given = copy.deepcopy(args) if self.mutates else args
+            tree = flatten(_call(self.runner.model, given, weights), tensors)
+            del given
             outputs = [t.detach().clone(memory_format=DENSE) for t in tensors]
             exact: list[torch.Tensor] = []
             try:
@@ -144,7 +151,7 @@ class CaseMaker:
     def _variation(self, name: str) -> Case:
         weights = None
         choices: Iterable[Any]
-        args = self.inputs()
+        args = self._small_inputs() if name != variations.SHAPES else self.inputs()
         if name == variations.WEIGHTS:
             weights = self._other_weights()
             if not weights:
@@ -167,6 +174,30 @@ class CaseMaker:
                 return case
             why = case.skipped
         return Case(name, None, [], [], skipped=why)
+
+    def _small_inputs(self) -> Any:
+        """Inputs as declared or, where they are large, as much of them as makes a small task."""
+        args = self.inputs()
+        if size_of(args) <= LARGE_BYTES:
+            return args
+        return self.shrunk(args) or args
+
+    def shrunk(self, args: Any) -> Any:
+        """The inputs cut down to SMALL_BYTES, if the reference takes them so; else None."""
+        for _ in range(40):
+            if size_of(args) <= SMALL_BYTES:
+                return args
+            for smaller in variations.reshaped(args):
+                try:
+                    with torch.no_grad():
+                        self.runner.model(*copy.deepcopy(smaller))
+                except Exception:  # whatever the reference raises: it does not take them
+                    continue
+                break
+            else:
+                return None
+            args = smaller
+        return None
 
     def _other_weights(self) -> dict[str, torch.Tensor]:
         model = self.runner.model
@@ -202,6 +233,7 @@ class CaseMaker:
                     unusable = "the reference disagrees with its own float64 run"
             elif not torch.equal(y, second):
                 unusable = "the reference gives another answer each time it runs"
+        self.mutates = changed
         return {"aliases": aliases, "mutates": changed, "unusable": unusable}
 
 
@@ -266,6 +298,13 @@ def judge(
         "reference_error": max(case.reference_errors, default=0.0),
         "allclose": close,
     }
+
+
+def size_of(args: Any) -> int:
+    """Bytes that the tensors in `args` take, laid out one after another."""
+    tensors: list[torch.Tensor] = []
+    flatten(list(args), tensors)
+    return place(tensors, 0)[1]
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
