@@ -29,7 +29,7 @@ def measure_ceiling(device: str) -> dict[str, float]:
         return {"cached": rate, "memory": rate, "cache_bytes": 0.0}
     cache = float(torch.cuda.get_device_properties(device).L2_cache_size)
     small = _rate(torch.ones(int(cache) // 16, device=device), 50)
-    large = _rate(torch.ones(1 << 29, device=device), 10)
+    large = _rate(torch.ones(1 << 28, device=device), 10)
     return {"cached": max(small, large), "memory": large, "cache_bytes": cache}
 
 

@@ -76,7 +76,9 @@ class Referee:
             self.channel.send(reply, fds)
 
     def do_ceiling(self, message: dict[str, Any]) -> dict[str, Any]:
-        return {"ceiling": physics.measure_ceiling(self.device)}
+        found = physics.measure_ceiling(self.device)
+        self._release()
+        return {"ceiling": found}
 
     def do_load(self, message: dict[str, Any]) -> dict[str, Any]:
         """Run the reference for the first time and make the shared memory."""
@@ -96,12 +98,16 @@ class Referee:
         self._release()
         self.habits = self.cases.habits(case)
         input_bytes, output_bytes = size_of(args), place(case.outputs, 0)[1]
+        del case
+        self._release()
         room = max(1, SLOT_BYTES[self.kind] // max(input_bytes + output_bytes, 1))
         wanted = math.ceil(TRIAL_MS[self.kind] / max(reference_ms, 1e-4))
         self.slots = max(1, min(wanted, MAX_SLOTS[self.kind], room))
         # Other strides, or other random shapes, may need a little more room than these.
         self.slot_bytes = input_bytes + (input_bytes >> 2) + 4096
         self.slot_bytes += -self.slot_bytes % 256
+        if input_bytes > LARGE_BYTES:
+            self.slot_bytes = input_bytes + 4096 - input_bytes % 256
         self.inputs = Arena(self.slot_bytes * self.slots, self.device)
         # One place for each side's output: neither ever sees what the other delivered.
         self.output = Arena(output_bytes + 4096, self.device)
