@@ -130,7 +130,7 @@ return x
         30,
         "100 GB bit by bit",
         SINES,
-        "kept = []\nwhile True:\n    kept.append(bytearray(1 << 26))",
+        "kept = []\nwhile True:\n    kept.append(torch.empty(1 << 24))",
         "memory_limit",
     ),
     cheat(30, "recursion without end", SINES, "return self.forward(x, y)", "exception"),

@@ -11,12 +11,13 @@ import torch
 
 from ttkit.verify import PROTOCOLS, Limits, Verdict, Verifier
 
-from . import gpu, harness, isolation, timing, values
+from . import gpu, harness, isolation, memory, phases, timing, values
 from .case import CLASSES, Case
 
+PARTS = (values, memory, timing, phases, harness, isolation, gpu)
 CASES: tuple[Case, ...] = tuple(
     sorted(
-        (*values.CASES, *timing.CASES, *harness.CASES, *isolation.CASES, *gpu.CASES),
+        (case for part in PARTS for case in part.CASES),
         key=lambda case: (case.number, case.honest, case.gpu),
     )
 )

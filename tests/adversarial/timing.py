@@ -1,10 +1,10 @@
-"""Work saved by memory or done at another time: classes 2 to 5, 12, 25 and 27 to 29."""
+"""Work done at another time: classes 3 to 5, 12, 27."""
 
 from __future__ import annotations
 
-from .case import LATE, UNLIKE, VALUES, after, cheat, honest, no_gain
-from .tasks import BRIEF, DEAR, LAYER, LONG, SINES, TINY
-from .values import ARENAS, THREADS, WEIGHTLESS
+from .case import LATE, UNLIKE, VALUES, cheat, honest, no_gain
+from .parts import ARENAS, THREADS, WEIGHTLESS
+from .tasks import BRIEF, LAYER, LONG, SINES, TINY
 
 # All input slots of a timed run are views of one shared storage, a step apart.
 SLOTS = """
@@ -25,93 +25,6 @@ def spin():
 """
 
 CASES = (
-    # 2 result cache keyed by pointer, version or content
-    cheat(
-        2,
-        "kept by pointer",
-        SINES,
-        """
-kept = self.__dict__.setdefault("kept", {})
-key = (x.data_ptr(), y.data_ptr())
-if key not in kept:
-    WORK
-    kept[key] = out
-return kept[key].clone()
-""",
-        *UNLIKE,
-    ),
-    cheat(
-        2,
-        "kept by pointer, shape and version",
-        SINES,
-        """
-kept = self.__dict__.setdefault("kept", {})
-key = (x.data_ptr(), x.shape, x.stride(), x._version, y._version)
-if key not in kept:
-    WORK
-    kept[key] = out
-return kept[key].clone()
-""",
-        *UNLIKE,
-    ),
-    cheat(
-        2,
-        "kept by a hash with a tolerance",
-        SINES,
-        """
-kept = self.__dict__.setdefault("kept", {})
-key = (x.shape, round(float(x.mean())), round(float(y.mean())))
-if key not in kept:
-    WORK
-    kept[key] = out
-return kept[key].clone()
-""",
-        *UNLIKE,
-    ),
-    no_gain(
-        2,
-        "kept by content up to a factor, inputs that are dear to make",
-        DEAR,
-        """
-kept = self.__dict__.setdefault("kept", {})
-key = tuple((a[0, :16] / a[0, 0]).mul(1000).round().int().tolist())
-scale = (a[0, 0] * b[0, 0]).item()
-if key not in kept:
-    for _ in range(4):
-        WORK
-    kept[key] = out / scale
-return kept[key] * scale
-""",
-        *UNLIKE,
-    ),
-    no_gain(
-        2,
-        "kept by all of the content",
-        SINES,
-        """
-kept = self.__dict__.setdefault("kept", {})
-key = (x.numpy().tobytes(), y.numpy().tobytes())
-if key not in kept:
-    WORK
-    kept[key] = out
-for _ in range(40):
-    torch.sin(x)
-return kept[key].clone()
-""",
-    ),
-    honest(
-        2,
-        "a constant kept by shape",
-        SINES,
-        """
-kept = self.__dict__.setdefault("kept", {})
-half = kept.setdefault((x.shape, x.dtype), torch.tensor(0.5, dtype=x.dtype))
-out = x * self.k
-for _ in range(4):
-    out = torch.addcmul(y, torch.sin(out), half)
-return out
-""",
-    ),
     # 3 one batch of work, later calls looked up (on a CPU: where calls are much shorter than a run)
     cheat(
         3,
@@ -470,67 +383,6 @@ return out
         SINES,
         "import os, time\nos.sched_yield()\ntime.sleep(0)\nWORK\nreturn out",
     ),
-    # 25 detecting the phase
-    cheat(25, "honest for 8 calls", SINES, after(8, "return torch.zeros_like(x)"), *UNLIKE),
-    cheat(25, "honest for 40 calls", BRIEF, after(40, "return y * 0.5"), "values_timed"),
-    cheat(
-        25,
-        "honest while a run has one call",
-        BRIEF,
-        """
-import sys
-caller = sys._getframe(1)
-while caller and "slots" not in caller.f_locals:
-    caller = caller.f_back
-if caller and len(caller.f_locals["slots"]) > 1:
-    return torch.zeros_like(x)
-WORK
-return out
-""",
-        "values_timed",
-    ),
-    cheat(
-        25,
-        "wrong in every second call of a timed run",
-        BRIEF,
-        """
-self.calls = getattr(self, "calls", 0) + 1
-if self.calls > 20 and self.calls % 2:
-    return torch.zeros_like(x)
-WORK
-return out
-""",
-        "values_timed",
-    ),
-    cheat(
-        25,
-        "honest when it is asked whether its output is an alias",
-        SINES,
-        "WORK\nself.last = out\nreturn out if runner.honest else torch.zeros_like(x)",
-        "tampered_runtime",
-        *VALUES,
-        top="""
-import ttkit.verify.worker as harness
-class runner: honest = True
-def recv(self, *args, honest=harness.Channel.recv):
-    message, fds = honest(self, *args)
-    if message.get("op") == "run":
-        runner.honest = runner.finish
-    if message.get("op") == "finish":
-        runner.finish = bool(message.get("aliases"))
-    return message, fds
-runner.finish = True
-harness.Channel.recv = recv
-""",
-    ),
-    honest(
-        25,
-        "a plan made on the first call",
-        SINES,
-        "if not hasattr(self, 'plan'):\n    self.plan = [0.5] * 4\n"
-        "out = x * self.k\nfor factor in self.plan:\n"
-        "    out = torch.sin(out) * factor + y\nreturn out",
-    ),
     # 27 an input small enough to stay in cache
     cheat(
         27,
@@ -571,102 +423,5 @@ for start in range(0, len(rows), 16):
     rows[start : start + 16] = out
 return rows
 """,
-    ),
-    # 28 aggregate under-flow: times so small that their ratio is anything
-    cheat(
-        28,
-        "an answer that waits before the question is asked",
-        LONG,
-        "def later(x=x, y=y):\n    WORK\n    return out\nreturn later",
-        "forged_answer",
-        "impossible_speed",
-        *LATE,
-        top="""
-import ttkit.verify.worker as harness
-honest_send, honest_deliver = harness.Channel.send, harness.Runner.deliver
-def recv(self, *args, honest=harness.Channel.recv):
-    message, fds = honest(self, *args)
-    state["op"] = message.get("op")
-    return message, fds
-state = {"op": "", "ahead": 0, "calls": 0}
-def send(self, message, *args):
-    if state["op"] == "run" and state["ahead"]:
-        state["ahead"] -= 1
-        return
-    honest_send(self, message, *args)
-    if state["op"] == "finish":
-        state["calls"] += 1
-        if state["calls"] > 16:
-            honest_send(self, {})
-            state["ahead"] += 1
-def deliver(self, *args):
-    self.outputs = [o() if callable(o) else o for o in self.outputs]
-    return honest_deliver(self, *args)
-harness.Channel.recv, harness.Channel.send = recv, send
-harness.Runner.deliver, harness.Runner.aliases = deliver, lambda *a: False
-""",
-    ),
-    no_gain(
-        28,
-        "empty runs made long, so that more is taken off",
-        SINES,
-        "for _ in range(40):\n    torch.sin(x)\nWORK\nreturn out",
-        "tampered_runtime",
-        top="""
-import time
-import ttkit.verify.worker as harness
-def run(self, slots, honest=harness.Runner.run):
-    if not slots:
-        time.sleep(0.01)
-    honest(self, slots)
-harness.Runner.run = run
-""",
-    ),
-    honest(28, "a call of a few microseconds", TINY, "WORK\nreturn out"),
-    # 29 contention and best-of-K inflation
-    cheat(
-        29,
-        "another core, and threads on all of them",
-        LONG,
-        """
-import os
-os.sched_setaffinity(0, range(os.cpu_count()))
-torch.set_num_threads(4)
-WORK
-return out
-""",
-        "more_cores",
-        "tampered_runtime",
-    ),
-    cheat(
-        29,
-        "another core, of its own",
-        LONG,
-        """
-import os
-mine = os.sched_getaffinity(0)
-others = set(range(os.cpu_count())) - mine
-if others and not hasattr(self, "left"):
-    self.left = True
-    os.sched_setaffinity(0, others)
-WORK
-return out
-""",
-        "more_cores",
-        "tampered_runtime",
-    ),
-    no_gain(
-        29,
-        "slow, and noisy enough to be lucky",
-        SINES,
-        "import random\nfor _ in range(random.choice((10, 20, 200))):\n"
-        "    torch.sin(x)\nWORK\nreturn out",
-    ),
-    honest(
-        29,
-        "a number of threads asked for",
-        SINES,
-        "WORK\nreturn out",
-        top="import os\ntorch.set_num_threads(os.cpu_count() or 1)",
     ),
 )
