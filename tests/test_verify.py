@@ -71,7 +71,7 @@ def test_a_right_candidate_is_correct_and_its_verdict_is_complete(verifier):
     assert verdict.limit_ms < verdict.reference_ms
     assert verdict.kernelbench_allclose
     assert verdict.max_error == verdict.reference_error < 1e-4
-    assert {"values: declared", "values: negated", "deferred_work"} <= set(verdict.checks)
+    assert {"values_declared", "values_negated", "deferred_work"} <= set(verdict.checks)
     assert verdict.guards["parent_death_signal"] and verdict.guards["file_size_limit"]
     assert "load_average" in verdict.contention
     assert Verdict.from_dict(verdict.to_dict()) == verdict
@@ -242,7 +242,7 @@ harness.Runner.aliases = lambda *a: False
     )
     source = candidate_source(task, text).replace("class ModelNew", f"{top}\nclass ModelNew")
     verdict = verifier.verify(task, source)
-    assert (verdict.status, verdict.flags) == ("rejected", ("deferred_work",)), verdict
+    assert (verdict.status, verdict.flags) == ("rejected", ("tampered_runtime",)), verdict
 
 
 def test_a_forged_answer_on_the_channel_gains_nothing(verifier):
@@ -254,18 +254,16 @@ def test_a_forged_answer_on_the_channel_gains_nothing(verifier):
     assert not verifier.verify(TASK, body(endless)).correct
 
 
-def test_patched_clocks_and_comparisons_change_nothing(verifier):
+def test_patched_clocks_and_comparisons_are_rejected(verifier):
     top = """
 import time
 time.perf_counter = time.monotonic = time.time = lambda: 0.0
 torch.allclose = torch.equal = lambda *a, **k: True
 torch.cuda.synchronize = lambda *a: None
 """
-    wrong = verifier.verify(TASK, module(top, "return x"))
-    assert wrong.status == "incorrect", wrong
-    right = verifier.verify(TASK, module(top))
-    assert right.status == "correct", right.reason
-    assert right.candidate_ms > 0.3 * right.reference_ms
+    for text in ("return x", TASK.forward_body):
+        verdict = verifier.verify(TASK, module(top, text))
+        assert (verdict.status, verdict.flags) == ("rejected", ("tampered_runtime",)), verdict
 
 
 def test_secrets_of_the_environment_are_not_visible(monkeypatch):

@@ -6,17 +6,21 @@ import copy
 import functools
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ttkit.verify import correctness
+from ttkit.verify import correctness, variations
 from ttkit.verify.arena import flatten
+from ttkit.verify.protocol import VARIATION_NAMES
 from ttkit.verify.worker import Runner, seed_all, to_device
 
 # A reference that disagrees so much with float64, or with its own second run, is no yardstick.
 UNUSABLE_ERROR, UNUSABLE_SPREAD = 0.1, 1e-3
+# A variation on which the reference itself is no better than this says nothing of a candidate.
+VAGUE_ERROR = 1e-2
 POOL = 4
 DENSE = torch.contiguous_format
 
@@ -26,6 +30,7 @@ class Case:
     """One set of inputs, the reference's outputs on it, natively and in float64.
 
     `tree` says how the output is built (ttkit.verify.arena.flatten), `types` its tensors' types.
+    `weights` are those of the model, in the order of its state, where they are not its own.
     `skipped` says why a variation is left out, if it is.
     """
 
@@ -35,6 +40,7 @@ class Case:
     exact: list[torch.Tensor]
     tree: Any = None
     types: tuple[str, ...] = ()
+    weights: list[torch.Tensor] | None = None
     skipped: str = ""
 
     @functools.cached_property
@@ -89,18 +95,19 @@ class CaseMaker:
         sets = []
         for _ in range(count):
             factor = 0.5 + secret_seed() / 2**56
-            sets.append(correctness.vary(chosen, _Scale(factor)))
+            sets.append(variations.vary(chosen, _Scale(factor)))
         return sets
 
-    def case(self, name: str, args: Any) -> Case:
-        """Run the reference on `args`, natively and in float64."""
+    def case(self, name: str, args: Any, weights: dict[str, torch.Tensor] | None = None) -> Case:
+        """Run the reference on `args`, natively and in float64, with other `weights` if given."""
         with torch.no_grad():
             tensors: list[torch.Tensor] = []
-            tree = flatten(self.runner.model(*copy.deepcopy(args)), tensors)
+            tree = flatten(_call(self.runner.model, copy.deepcopy(args), weights), tensors)
             outputs = [t.detach().clone(memory_format=DENSE) for t in tensors]
             exact: list[torch.Tensor] = []
             try:
-                flatten(self.exact(*correctness.to_float64(args)), exact)
+                wide = weights and {k: correctness.to_float64(v) for k, v in weights.items()}
+                flatten(_call(self.exact, correctness.to_float64(args), wide), exact)
                 exact = [t.detach().clone(memory_format=DENSE) for t in exact]
             except (RuntimeError, TypeError):
                 # No float64 kernel, or the code fixes a dtype: the native run is the yardstick.
@@ -108,30 +115,65 @@ class CaseMaker:
             if [t.shape for t in exact] != [t.shape for t in outputs]:
                 exact = [correctness.to_float64(t) for t in outputs]
         case = Case(name, args, outputs, exact, tree, tuple(type(t).__name__ for t in tensors))
+        case.weights = None if weights is None else list(weights.values())
         if not correctness.all_finite(exact):
             case.skipped = "the float64 reference is not finite"
         return case
 
-    def numbered(self, number: int, keep: bool) -> Case:
-        """Correctness case `number`; kept for later candidates if `keep`."""
+    def numbered(self, number: int, keep: bool, varied: bool) -> Case:
+        """Correctness case `number`; kept for later candidates if `keep`.
+
+        With `varied` it is number `number` of VARIATION_NAMES, else a draw as declared.
+        """
         case = self.kept.get(number)
         if case is not None:
             return case
-        name, change = correctness.VARIATIONS[number % len(correctness.VARIATIONS)]
-        declared = change is correctness.identity
-        args = self.inputs()
-        try:
-            case = self.case(name, correctness.vary(args, change))
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            if declared:
-                raise
-            case = Case(name, args, [], [], skipped=f"the reference raises {error!r:.80}")
-        if declared:
+        name = VARIATION_NAMES[number] if varied else "declared"
+        if name == "declared":
             # What is declared is judged, NaN for NaN; only the variations are optional.
+            case = self.case(name, self.inputs())
             case.skipped = ""
+        else:
+            case = self._variation(name)
+            if not case.skipped and max(case.reference_errors, default=0.0) > VAGUE_ERROR:
+                case.skipped = "the reference itself is far from its float64 run"
         if keep or case.skipped:
             self.kept[number] = case
         return case
+
+    def _variation(self, name: str) -> Case:
+        weights = None
+        choices: Iterable[Any]
+        args = self.inputs()
+        if name == variations.WEIGHTS:
+            weights = self._other_weights()
+            if not weights:
+                return Case(name, None, [], [], skipped="the model has no weights")
+            choices = [args]
+        elif name == variations.INDICES:
+            choices = variations.reindexed(args)
+        elif name == variations.SHAPES:
+            choices = variations.reshaped(args)
+        else:
+            choices = [variations.vary_freely(args, variations.VALUES[name])]
+        why = "there is none"
+        for choice in choices:
+            try:
+                case = self.case(name, choice, weights)
+            except Exception as error:  # whatever the reference raises: it does not take them
+                why = f"the reference raises {error!r:.80}"
+                continue
+            if not case.skipped:
+                return case
+            why = case.skipped
+        return Case(name, None, [], [], skipped=why)
+
+    def _other_weights(self) -> dict[str, torch.Tensor]:
+        model = self.runner.model
+        if not isinstance(model, torch.nn.Module):
+            return {}
+        seed_all(secret_seed())
+        return {k: variations.reweighed(v) for k, v in model.state_dict().items()}
 
     def renew(self) -> None:
         """Forget one kept case, so that what is kept does not stay the same for long."""
@@ -163,16 +205,31 @@ class CaseMaker:
         return {"aliases": aliases, "mutates": changed, "unusable": unusable}
 
 
-def timed_case(declared: Case, twin: list[torch.Tensor]) -> Case:
+def _call(model: Any, args: Any, weights: dict[str, torch.Tensor] | None) -> Any:
+    if weights is None:
+        return model(*args)
+    return torch.func.functional_call(model, weights, tuple(args))
+
+
+class TimedCase(Case):
     """A case whose answer is what the reference's own process delivered in a timed run.
 
     Only natively, which saves two runs of the reference: its error, known from the declared case,
-    then counts on both sides.
+    then counts on both sides. The float64 copies are made only when they are looked at.
     """
-    exact = [correctness.to_float64(t) for t in twin]
-    case = Case("timing", None, twin, exact, declared.tree, declared.types)
-    case.reference_errors = [2 * error for error in declared.reference_errors]
-    return case
+
+    def __init__(self, declared: Case, twin: list[torch.Tensor]):
+        super().__init__("timed", None, twin, [], declared.tree, declared.types)
+        self.declared = declared
+
+    @functools.cached_property
+    def yardsticks(self) -> list[correctness.Yardstick | None]:
+        self.exact = [correctness.to_float64(t) for t in self.outputs]
+        return super().yardsticks
+
+    @functools.cached_property
+    def reference_errors(self) -> list[float]:
+        return [2 * error for error in self.declared.reference_errors]
 
 
 class _Scale:
@@ -200,7 +257,7 @@ def judge(
         if not found.ok:
             break
     ok, what = worst.ok, worst.what
-    if ok and not _same_values(values, expected):
+    if ok and not same_values(values, expected):
         ok, what = False, "a plain number in the output differs"
     return {
         "ok": ok,
@@ -220,7 +277,7 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
-def _same_values(found: Any, expected: list[Any]) -> bool:
+def same_values(found: Any, expected: list[Any]) -> bool:
     if not isinstance(found, list) or len(found) != len(expected):
         return False
     for a, b in zip(found, expected, strict=True):

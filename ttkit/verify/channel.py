@@ -10,6 +10,7 @@ import array
 import contextlib
 import json
 import os
+import select
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -102,6 +103,16 @@ class Channel:
         if not answer:
             raise ChannelClosed
         return seconds, _parse(answer)
+
+    def pending(self) -> bool:
+        """Whether a packet has arrived that nobody has asked for."""
+        if not select.select([self.sock], [], [], 0)[0]:
+            return False
+        try:
+            # Readable and empty means closed, which the next request finds out.
+            return bool(self.sock.recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

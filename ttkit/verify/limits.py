@@ -12,14 +12,17 @@ import ctypes
 import os
 import resource
 import struct
+import sys
 from pathlib import Path
 from typing import Any
+
+from ttkit.verify import syscalls
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP = 1, 4, 24
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
 CLONE_NEWUSER, CLONE_NEWNET, CLONE_NEWPID = 0x10000000, 0x40000000, 0x20000000
 CLONE_NEWNS = 0x20000
-MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE = 2, 4, 0x4000, 1 << 18
+MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 0x1000, 0x4000, 1 << 18
 SYS_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY = 442, -100, 0x8000, 1
 SIGKILL = 9
 FIRST_UID = 1_879_000_000
@@ -91,6 +94,8 @@ def user_id_usable(*paths: str) -> bool:
     pid = os.fork()
     if pid == 0:
         try:
+            if _unshare(CLONE_NEWNS) and _mount(None, "/", None, MS_REC | MS_PRIVATE, None):
+                _reveal()
             os.setgroups([])
             os.setresgid(FIRST_UID, FIRST_UID, FIRST_UID)
             os.setresuid(FIRST_UID, FIRST_UID, FIRST_UID)
@@ -133,6 +138,7 @@ def apply(spec: dict[str, Any]) -> dict[str, bool]:
     private = active["own_user_id"] = spec["uid"] is not None and os.getuid() == spec["uid"]
     active["process_limit"] = private and _limit(resource.RLIMIT_NPROC, spec["processes"])
     active["no_new_privileges"] = _prctl(PR_SET_NO_NEW_PRIVS, 1)
+    active["system_call_filter"] = active["no_new_privileges"] and syscalls.refuse()
     active["not_dumpable"] = _prctl(PR_SET_DUMPABLE, 0)
     # The signal is forgotten when the user id changes, so it is asked for again.
     _prctl(PR_SET_PDEATHSIG, SIGKILL)
@@ -154,6 +160,8 @@ def _read_only_files(size: int, uid: int | None) -> bool:
     directory = os.getcwd()
     if not _unshare(CLONE_NEWNS) or not _mount(None, "/", None, MS_REC | MS_PRIVATE, None):
         return False
+    if uid is not None:
+        _reveal()
     files = {name: Path(name).read_bytes() for name in os.listdir() if name != OUTPUT_NAME}
     attributes = struct.pack("=QQQQ", MOUNT_ATTR_RDONLY, 0, 0, 0)
     done = _libc.syscall(
@@ -175,6 +183,29 @@ def _read_only_files(size: int, uid: int | None) -> bool:
         for path in (".", *files):
             os.chown(path, uid, uid)
     return True
+
+
+def _reveal() -> None:
+    """Let other user ids reach the installation where it lies below a closed folder.
+
+    Python below /root is common. The closed folder is covered by an empty one that holds nothing
+    but the way to the installation; whatever else lies there is hidden as well.
+    """
+    folders = [sys.prefix, sys.base_prefix, str(Path(__file__).parents[2]), os.getcwd()]
+    needed = {Path(p).resolve() for p in (*folders, *sys.path) if p and os.path.isdir(p)}
+    for path in sorted(needed):
+        for parent in reversed(path.parents):
+            if parent.stat().st_mode & 0o001:
+                continue
+            inside = [p for p in needed if p.is_relative_to(parent)]
+            held = [(p, os.open(p, os.O_PATH)) for p in inside]
+            if _mount("tmpfs", str(parent), "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755"):
+                for place, fd in held:
+                    place.mkdir(parents=True, exist_ok=True)
+                    _mount(f"/proc/self/fd/{fd}", str(place), None, MS_BIND | MS_REC, None)
+            for _, fd in held:
+                os.close(fd)
+            break
 
 
 def _mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None) -> bool:

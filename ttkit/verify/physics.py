@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ttkit.verify import correctness
+from ttkit.verify import variations
 from ttkit.verify.arena import flatten
 
 SAFETY = 2.0
@@ -63,9 +63,7 @@ def needed_bytes(model: Any, args: Any) -> int:
     sizes = [t.element_size() for t in tensors if t.is_floating_point()]
     try:
         with torch.enable_grad():
-            wide = correctness.vary(
-                args, lambda t: t.detach().double().clone().requires_grad_(True)
-            )
+            wide = variations.vary(args, lambda t: t.detach().double().clone().requires_grad_(True))
             leaves: list[torch.Tensor] = []
             flatten(list(wide), leaves)
             leaves = [t for t in leaves if t.requires_grad]

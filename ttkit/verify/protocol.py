@@ -8,6 +8,20 @@ from dataclasses import asdict, dataclass
 
 from ttkit.errors import UsageError
 
+# The input sets of a protocol that is `varied`, in the order of use (ttkit.verify.variations).
+VARIATION_NAMES = (
+    "declared",
+    "negated",
+    "scaled",
+    "large",
+    "small",
+    "shifted",
+    "noncontiguous",
+    "other_indices",
+    "other_shapes",
+    "other_weights",
+)
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -21,15 +35,19 @@ class Protocol:
     `process_spread` what two processes that run the same code may differ by (both ends of the
     interval are moved by that share). A candidate whose interval lies above 1, but not above
     `relaunch_below`, is measured again in up to `relaunches` pairs of fresh processes, and its
-    interval then spans what all of them found. `recheck_share` of the timed runs have their output
-    compared. `seconds` is the time budget of one timing phase and `flush_bytes` what is written
-    before every run to displace the core's caches (on CUDA the size of the L2 cache counts).
+    interval then spans what all of them found. With `varied`, correctness is looked at on every one
+    of VARIATION_NAMES, else on `correctness_trials` draws as declared, and with `compared`
+    the outputs of every timed pair as well. `seconds` is the time budget of one timing phase and
+    `flush_bytes` what is written before every run to displace the core's caches (on CUDA the size
+    of the L2 cache counts).
     """
 
     name: str
     paired: bool
-    correctness_trials: int
     warmup: int
+    correctness_trials: int = 1
+    varied: bool = False
+    compared: bool = False
     looks: tuple[int, ...] = ()
     alpha: float = 0.025
     process_spread: float = 0.0
@@ -40,8 +58,12 @@ class Protocol:
     seconds: float = 2.0
     trials: int = 0
     flush_bytes: int = 0
-    recheck_share: float = 0.0
     exclusive: bool = True
+
+    @property
+    def cases(self) -> int:
+        """Number of input sets that correctness is judged on."""
+        return len(VARIATION_NAMES) if self.varied else self.correctness_trials
 
     def fingerprint(self) -> str:
         """A hash of all settings: verdicts of different settings never share a cache entry."""
@@ -51,20 +73,20 @@ class Protocol:
 RIGOROUS = Protocol(
     name="rigorous",
     paired=True,
-    correctness_trials=5,
     warmup=3,
+    varied=True,
+    compared=True,
     looks=(10, 16, 24, 40, 64, 100, 160),
     settled_width=1.4,
     futile=1.07,
     seconds=2.0,
     flush_bytes=4 << 20,
-    recheck_share=0.1,
     process_spread=0.01,
     relaunches=3,
 )
-FULL = Protocol("full", False, correctness_trials=5, warmup=3, trials=50, exclusive=False)
+FULL = Protocol("full", paired=False, warmup=3, correctness_trials=5, trials=50, exclusive=False)
 FAST_PROXY = Protocol(
-    "fast-proxy", False, correctness_trials=1, warmup=3, trials=5, exclusive=False
+    "fast-proxy", paired=False, warmup=3, correctness_trials=1, trials=5, exclusive=False
 )
 PROTOCOLS = {p.name: p for p in (RIGOROUS, FULL, FAST_PROXY)}
 

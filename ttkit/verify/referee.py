@@ -20,9 +20,18 @@ from typing import Any
 import torch
 
 from ttkit.verify import physics
-from ttkit.verify.arena import Arena, flatten, place
-from ttkit.verify.cases import Case, CaseMaker, judge, same_bits, secret_seed, timed_case
+from ttkit.verify.arena import Arena, extent, flatten, place
+from ttkit.verify.cases import (
+    Case,
+    CaseMaker,
+    TimedCase,
+    judge,
+    same_bits,
+    same_values,
+    secret_seed,
+)
 from ttkit.verify.channel import BadMessage, Channel, ChannelClosed
+from ttkit.verify.correctness import surely_close
 from ttkit.verify.worker import Runner, describe, load_module, values_of
 
 # A timed run calls the model once for each of several input sets until it lasts about this long,
@@ -30,8 +39,10 @@ from ttkit.verify.worker import Runner, describe, load_module, values_of
 TRIAL_MS = {"cpu": 0.5, "cuda": 2.0}
 MAX_SLOTS = {"cpu": 16, "cuda": 64}
 SLOT_BYTES = {"cpu": 64 << 20, "cuda": 2 << 30}
-# Cases larger than this are made anew each time rather than kept.
-KEEP_BYTES = 1 << 28
+# Cases larger than this are made anew each time rather than kept; one holds about five times its
+# inputs and outputs.
+KEEP_BYTES = {"cpu": 16 << 20, "cuda": 128 << 20}
+PROBES = 9
 
 
 class Referee:
@@ -42,7 +53,9 @@ class Referee:
         self.device: str = spec["device"]
         self.kind = "cpu" if self.device == "cpu" else "cuda"
         self.path = os.path.join(spec["directory"], "task.py")
-        self.kept: dict[bool, list[torch.Tensor]] = {}
+        # What the candidate was given and has to leave unchanged, and whether it did.
+        self.watched: list[tuple[Any, dict[str, Any]]] = []
+        self.mutated = False
 
     def serve(self) -> None:
         while True:
@@ -76,6 +89,7 @@ class Referee:
         runner.inputs = [tuple(args)]
         reference_ms = _time(runner)
         case = self.cases.case("declared", args)
+        self.habits = self.cases.habits(case)
         input_bytes, output_bytes = _size(args), place(case.outputs, 0)[1]
         room = max(1, SLOT_BYTES[self.kind] // max(input_bytes + output_bytes, 1))
         wanted = math.ceil(TRIAL_MS[self.kind] / max(reference_ms, 1e-4))
@@ -87,7 +101,7 @@ class Referee:
         # One place for each side's output: neither ever sees what the other delivered.
         self.output = Arena(output_bytes + 4096, self.device)
         self.twin_output = Arena(output_bytes + 4096, self.device)
-        self.keep = input_bytes + output_bytes <= KEEP_BYTES
+        self.keep = input_bytes + output_bytes <= KEEP_BYTES[self.kind]
         # Fresh inputs for every pair where making them does not dwarf the pair itself.
         self.fresh = make_ms <= 4 * reference_ms + 5.0
         self.flush_buffer = self._flush_buffer(message["flush_bytes"])
@@ -110,13 +124,25 @@ class Referee:
             "slots": self.slots,
             "reference_ms": reference_ms,
             "limit_ms": limit_ms,
-            **self.cases.habits(case),
+            # How long the device takes for a fixed piece of work while nobody else is on it.
+            "quiet_seconds": statistics.median(self._flush() for _ in range(PROBES)),
+            **self.habits,
         }
 
     def _flush_buffer(self, size: int) -> torch.Tensor | None:
         if size and self.kind == "cuda":
             size = 2 * torch.cuda.get_device_properties(self.device).L2_cache_size
         return torch.ones(size // 4, device=self.device) if size else None
+
+    def _flush(self) -> float:
+        """Displace the caches; seconds it took, on CUDA with the device idle before and after."""
+        if self.flush_buffer is None:
+            return 0.0
+        self._synchronize()
+        started = time.perf_counter()
+        self.flush_buffer.add_(1.0)
+        self._synchronize()
+        return time.perf_counter() - started
 
     def _share_weights(self, model: Any) -> dict[str, Any]:
         state = model.state_dict() if isinstance(model, torch.nn.Module) else {}
@@ -126,8 +152,9 @@ class Referee:
         self._write_weights()
         return dict(zip(state, specs, strict=True))
 
-    def _write_weights(self) -> None:
-        for spec, value in self.state:
+    def _write_weights(self, values: list[torch.Tensor] | None = None) -> None:
+        own = [value for _, value in self.state]
+        for (spec, _), value in zip(self.state, values or own, strict=True):
             self.weights.view(spec).copy_(value)
 
     def do_renew(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -143,20 +170,45 @@ class Referee:
 
     def do_check_begin(self, message: dict[str, Any]) -> dict[str, Any]:
         """Put case `number` into the shared memory and say where it lies."""
-        self.case = case = self.cases.numbered(message["number"], self.keep)
+        self.case = case = self.cases.numbered(message["number"], self.keep, message["varied"])
         if case.skipped:
             return {"name": case.name, "skipped": case.skipped}
         self.case_set = self._describe_set(case.args, 0)
         self._write(case.args, self.case_set)
-        self._poison()
-        output = self._describe_output(case)
-        return {"name": case.name, "skipped": "", "sets": [self.case_set], "output": output}
+        self.watched = [(case.args, self.case_set)]
+        if case.weights is not None:
+            self._write_weights(case.weights)
+        self._poison(self.output, self.twin_output)
+        return {
+            "name": case.name,
+            "skipped": "",
+            "reweigh": case.weights is not None,
+            "sets": [self.case_set],
+            "output": self._describe_output(case),
+        }
+
+    def do_cover(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Between a run and its delivery: poison the inputs.
+
+        Then an output that is a view of an input, or is yet to be computed from one, is wrong.
+        """
+        self._look_for_changes()
+        if not self.habits["aliases"]:
+            self.inputs.base.fill_(255)
+            self._synchronize()
+        return {}
 
     def do_check_end(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Compare what was delivered with the case."""
+        self._look_for_changes()
         delivered = [self.output.view(spec) for spec in _output_specs(self.case)]
-        mutated = self._mutated(self.case.args, self.case_set)
         found = judge(self.case, delivered, message["values"], values_of(self.case.tree))
-        return {**found, "mutated": mutated}
+        return {**found, "mutated": self.mutated}
+
+    def do_own_weights(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The weights in the shared memory are the task's own again."""
+        self._write_weights()
+        return {}
 
     def _mutated(self, args: Any, described: dict[str, Any]) -> bool:
         return not all(
@@ -181,10 +233,10 @@ class Referee:
     def _describe_output(self, case: Case) -> dict[str, Any]:
         return {"tree": case.tree, "types": list(case.types), "tensors": _output_specs(case)}
 
-    def _poison(self) -> None:
+    def _poison(self, *outputs: Arena) -> None:
         # Every byte 0xFF: NaN in all floating types, -1 in signed integers.
-        self.output.base.fill_(255)
-        self.twin_output.base.fill_(255)
+        for output in outputs:
+            output.base.fill_(255)
         self._synchronize()
 
     def _synchronize(self) -> None:
@@ -194,10 +246,11 @@ class Referee:
     # Timing ----------------------------------------------------------------------------------
 
     def do_timing_begin(self, message: dict[str, Any]) -> dict[str, Any]:
-        self.case = self.cases.numbered(0, self.keep)
+        self.case = self.cases.numbered(0, self.keep, varied=False)
         self.do_draw(message)
         self.sets = [self._describe_set(args, i) for i, args in enumerate(self.current)]
         self.targets = [self.twin_output.view(spec) for spec in _output_specs(self.case)]
+        self.watched, self.mutated = [], False
         return {"sets": self.sets, "output": self._describe_output(self.case)}
 
     def do_draw(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -212,33 +265,48 @@ class Referee:
         return {}
 
     def do_stage(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Before every run of either side: inputs written anew, output poisoned, caches flushed."""
-        for args, described in zip(self.current, self.sets, strict=True):
+        """Before every run of either side: its inputs written anew, its output poisoned, caches
+        flushed. Slots that it is not to use hold nothing but poison."""
+        slots = message["slots"]
+        if len(slots) < self.slots:
+            self.inputs.base.fill_(255)
+        pairs = [(self.current[slot], self.sets[slot]) for slot in slots]
+        for args, described in pairs:
             self._write(args, described)
-        self._poison()
-        if self.flush_buffer is not None:
-            self.flush_buffer.add_(1.0)
-            self._synchronize()
-        return {}
+        self._poison(self.twin_output if message["trusted"] else self.output)
+        self.watched = [] if message["trusted"] else pairs
+        return {"seconds": self._flush()}
 
-    def do_keep(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Put aside what a side delivered in a timed run, before the next run erases it."""
-        trusted = message["trusted"]
-        output = self.twin_output if trusted else self.output
-        self.kept[trusted] = [output.view(spec).clone() for spec in _output_specs(self.case)]
-        mutated = any(map(self._mutated, self.current, self.sets))
-        if not trusted:
-            self.mutated = mutated
-        return {}
+    def _look_for_changes(self) -> None:
+        """Note whether the candidate, if it was the one to run, left its inputs as they were."""
+        if self.watched:
+            self.mutated = any(self._mutated(*pair) for pair in self.watched)
+        self.watched = []
 
     def do_recheck(self, message: dict[str, Any]) -> dict[str, Any]:
         """Compare what the two sides delivered in the timed runs of one pair."""
-        case = timed_case(self.case, self.kept[True])
-        found = judge(case, self.kept[False], message["values"], message["expected"])
-        return {**found, "mutated": self.mutated}
+        mutated, self.mutated = self.mutated, False
+        specs = _output_specs(self.case)
+        ours = [self.twin_output.view(spec) for spec in specs]
+        theirs = [self.output.view(spec) for spec in specs]
+        case = TimedCase(self.case, ours)
+        if same_values(message["values"], message["expected"]) and all(
+            surely_close(y.clone(), reference, error)
+            for y, reference, error in zip(theirs, ours, case.reference_errors, strict=True)
+        ):
+            return {"ok": True, "what": "", "mutated": mutated}
+        found = judge(case, theirs, message["values"], message["expected"])
+        return {"ok": found["ok"], "what": found["what"], "mutated": mutated}
 
     def do_yardstick(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Seconds to deliver tensors with the strides that a candidate's output had."""
+        """Seconds to deliver tensors with the strides that a candidate's output had.
+
+        Only strides of a dense tensor count: the candidate names them itself, and could make any
+        delivery look long.
+        """
+        for target, stride in zip(self.targets, message["strides"], strict=True):
+            if extent(list(target.shape), stride) > target.numel() or min(stride, default=0) < 0:
+                return {"seconds": 0.0}
         times = []
         for _ in range(message["repeats"]):
             sources = [
@@ -247,9 +315,7 @@ class Referee:
                 ).zero_()
                 for target, stride in zip(self.targets, message["strides"], strict=True)
             ]
-            if self.flush_buffer is not None:
-                self.flush_buffer.add_(1.0)
-            self._synchronize()
+            self._flush()
             started = time.perf_counter()
             for source, target in zip(sources, self.targets, strict=True):
                 target.copy_(source)

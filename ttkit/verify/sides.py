@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import random
+import signal
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +24,7 @@ from ttkit.verify.protocol import Limits
 
 REFEREE_SECONDS = 300.0
 NULL_TRIALS = 15
+_ids = random.SystemRandom()
 # Pages of a CUDA context and its libraries that count as resident but are not the candidate's.
 CUDA_RESIDENT_BYTES = 8 << 30
 
@@ -38,13 +41,15 @@ class Outcome(Exception):
 class RefereeHandle:
     """A warm referee as the judge holds it, with the descriptors of the memory it shares.
 
-    `twin` is a process that runs the reference for timing, kept where a process is dear (CUDA).
+    `twin` is a process that runs the reference for timing, kept where a process is dear (CUDA);
+    `usual_ms` the shortest median time that the reference has taken beside a candidate.
     """
 
     worker: Worker
     info: dict[str, Any]
     fds: dict[str, int] = field(default_factory=dict)
     twin: Side | None = None
+    usual_ms: float = math.inf
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def ask(self, op: str, **fields: Any) -> dict[str, Any]:
@@ -75,10 +80,16 @@ class Side:
         # Serves several candidates, so that its history is its own.
         self.shared = False
         self.guards: dict[str, Any] = {}
-        self.deliveries: list[float] = []
+        self.weights_loaded = False
+        self.changes: dict[str, str] = {}
         self.strides: list[Any] = []
+        # What every turn took besides the timed run, in seconds.
+        self.deliveries: list[float] = []
         self.delivery_cpu: list[float] = []
         self.idle_cpu: list[float] = []
+        # The timed runs themselves: wall time by the judge's clock, and the process's CPU time.
+        self.run_seconds: list[float] = []
+        self.run_cpu: list[float] = []
         self._cpu_at_end = math.nan
 
     def load(self, info: dict[str, Any], fds: Sequence[int]) -> None:
@@ -92,7 +103,9 @@ class Side:
         fields = ("input_size", "input_handle", "output_size", "output_handle")
         message = {"op": "load", **{k: info[k] for k in fields}}
         message |= {k: info[k] for k in ("seed", "weights", "weights_size")}
-        self.ask(message, "loading its module", limit, fds=fds)
+        _, loaded = self.ask(message, "loading its module", limit, fds=fds)
+        self.weights_loaded = loaded.get("weights_loaded") is True
+        self.changes = _texts(loaded.get("changes"))
 
     def ask(
         self,
@@ -108,7 +121,11 @@ class Side:
         Raises Outcome for whatever the candidate did wrong, InfraError for a trusted side.
         """
         channel = self.worker.channel
+        # A number that cannot be guessed: an answer sent before its question is not one.
+        message = message | {"id": _ids.getrandbits(48)}
         try:
+            if channel.pending():
+                raise BadMessage("it spoke without being asked")
             if timed:
                 seconds, reply = channel.timed(message, limit)
             else:
@@ -119,6 +136,8 @@ class Side:
                     os.close(fd)
                 if sent:
                     raise BadMessage("it sent file descriptors")
+            if reply.get("id") != message["id"]:
+                raise BadMessage("it is no answer to what was asked")
         except (ChannelClosed, ChannelTimeout, BadMessage) as error:
             raise self._wrap(self._failed(error, doing, limit)) from None
         if "error" in reply:
@@ -132,7 +151,7 @@ class Side:
 
     def _failed(self, error: Exception, doing: str, limit: float) -> Outcome:
         if isinstance(error, ChannelTimeout):
-            return Outcome("timeout", f"it took more than {limit:.3g} s {doing}")
+            return Outcome("timeout", f"it took more than {limit:.3g} s {doing}", "time_limit")
         if isinstance(error, BadMessage):
             text = f"its process sent a forged answer {doing}: {error}"
             return Outcome("rejected", text, "forged_answer")
@@ -140,41 +159,78 @@ class Side:
         if self.worker.lost:
             raise InfraError("the verifier's fork server died")
         if "SIGXCPU" in end:
-            return Outcome("timeout", f"it used up its CPU time {doing}")
-        return Outcome("runtime_error", f"its process died {doing}: {end}")
+            return Outcome("timeout", f"it used up its CPU time {doing}", "cpu_limit")
+        return Outcome("runtime_error", f"its process died {doing}: {end}", "crashed")
 
     def _watch_memory(self) -> None:
         # On CUDA no address-space limit is possible: the driver reserves terabytes.
         used = resident_bytes(self.worker.pid)
         if used > self.limits.memory_bytes + CUDA_RESIDENT_BYTES:
-            raise Outcome("runtime_error", f"out of memory: it used {used >> 30} GiB")
+            text = f"out of memory: it used {used >> 30} GiB"
+            raise Outcome("runtime_error", text, "memory_limit")
+
+    def bind(self, case: dict[str, Any], limit: float) -> None:
+        """Tell it where its inputs and the place for its output lie in the shared memory."""
+        message = {"op": "bind", "sets": case["sets"], "output": case["output"]}
+        self.ask(message, "taking its inputs", limit)
+
+    def freeze(self) -> None:
+        """Stop every thread of the process: it can neither work nor disturb while others do."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(OSError):
+            os.killpg(self.worker.pid, number)
 
     def turn(
-        self, slots: list[int], which: int, pad: int, limit: float
+        self,
+        slots: list[int],
+        which: int,
+        pad: int,
+        limit: float,
+        before_delivery: Callable[[], object] | None,
     ) -> tuple[float, dict[str, Any]]:
         """One timed run and the delivery of output `which`: raw seconds of the run, the answer.
 
-        `pad` shifts the buffers of the run after this one (worker.Runner.forget).
+        `before_delivery` is called while the process is frozen again. `pad` shifts the buffers of
+        the run after this one (worker.Runner.forget).
         """
         doing = "while it was timed"
         pid = self.worker.pid
         self.idle_cpu.append(process_cpu_seconds(pid) - self._cpu_at_end)
+        self.thaw()
+        before = process_cpu_seconds(pid)
         seconds, _ = self.ask({"op": "run", "slots": slots}, doing, limit, timed=True)
-        delivery = {"op": "deliver", "which": which}
+        used = process_cpu_seconds(pid) - before
+        if not self.trusted and has_children(pid):
+            text = "a process of its own is alive while it is timed"
+            raise Outcome("rejected", text, "child_process")
+        if before_delivery is not None:
+            self.freeze()
+            before_delivery()
+            self.thaw()
         ran = process_cpu_seconds(pid)
+        delivery = {"op": "deliver", "which": which}
         late, delivered = self.ask(delivery, doing, limit, timed=True)
         self.delivery_cpu.append(process_cpu_seconds(pid) - ran)
-        self.ask({"op": "finish", "aliases": False, "pad": pad}, doing, limit)
+        self.ask({"op": "finish", "look": False, "pad": pad}, doing, limit)
+        self.freeze()
         self._cpu_at_end = process_cpu_seconds(pid)
         self.deliveries.append(late)
+        self.run_seconds.append(seconds)
+        self.run_cpu.append(used)
         self.strides = delivered.get("strides", [])
         return seconds, delivered
 
     def start_counting(self) -> None:
         """Forget what the warm-up recorded."""
-        self.deliveries.clear()
-        self.delivery_cpu.clear()
-        self.idle_cpu.clear()
+        for record in (self.deliveries, self.delivery_cpu, self.idle_cpu):
+            record.clear()
+        self.run_seconds.clear()
+        self.run_cpu.clear()
 
     def null_seconds(self) -> float:
         """Seconds of a run of nothing, the lower quartile: what the round trip surely costs.
@@ -191,14 +247,35 @@ class Side:
 def _reported(kind: str, text: str, doing: str) -> Outcome:
     """What the candidate's own harness reported about it: never to its advantage."""
     if kind == "compile_error":
-        return Outcome("compile_error", text)
+        return Outcome("compile_error", text, "compile")
     if kind == "output_type":
         return Outcome("rejected", text, kind)
     if kind in ("output_dtype", "output_shape", "output_structure"):
         return Outcome("incorrect", text, kind)
     if text.startswith("too much output"):
         return Outcome("runtime_error", f"it wrote more than it may ({doing})", "output_flood")
-    return Outcome("runtime_error", f"{text} ({doing})")
+    check = "memory_limit" if text.startswith("out of memory") else "exception"
+    return Outcome("runtime_error", f"{text} ({doing})", check)
+
+
+def _texts(value: Any) -> dict[str, str]:
+    """A candidate's answer taken as names and texts, whatever it is."""
+    items = value.items() if isinstance(value, dict) else ()
+    return {str(k)[:40]: str(v)[:300] for k, v in items}
+
+
+def has_children(pid: int) -> bool:
+    """Whether a process has live children, those that its descendants orphaned included.
+
+    A worker is the first process of its namespace, or its orphans go to the zygote, which ends
+    them.
+    """
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/children") as file:
+                if file.read(1):
+                    return True
+    return False
 
 
 def process_cpu_seconds(pid: int) -> float:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from ttkit.verify import watch
 from ttkit.verify.arena import Arena, flatten, unflatten
 from ttkit.verify.channel import BadMessage, Channel, ChannelClosed
 
@@ -233,10 +234,12 @@ class Candidate:
                 reply = describe(error, self.path)
                 # The traceback would keep the failed run's tensors alive.
                 del error
-            self.channel.send(reply)
+            # The judge takes no answer but the one to this request.
+            self.channel.send(reply | {"id": message["id"]})
 
     def do_load(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         device = self.spec["device"]
+        self.before = watch.Before()
         if device != "cpu":
             torch.cuda.set_per_process_memory_fraction(self.spec["gpu_memory_fraction"])
         inputs_fd, outputs_fd, weights_fd = fds if device == "cpu" else (-1, -1, *fds)
@@ -256,23 +259,34 @@ class Candidate:
         if model_class is None:
             return {"error": "compile_error", "text": "the source defines no class ModelNew"}
         task = load_module(os.path.join(self.spec["directory"], "task.py"), "task")
+        self.reference = task.Model.forward.__code__
         self.runner = Runner(model_class, task, message["seed"], device)
-        loaded = False
-        if message["weights"]:
-            weights = Arena(message["weights_size"], "cpu", fd=weights_fd)
-            loaded = self._load_weights(message["weights"], weights)
-        return {"weights_loaded": loaded}
+        self.specs = message["weights"]
+        if self.specs:
+            self.weights = Arena(message["weights_size"], "cpu", fd=weights_fd)
+        loaded = self._load_weights()
+        return {"weights_loaded": loaded, "changes": self.before.changes()}
 
-    def _load_weights(self, specs: dict[str, Any], arena: Arena) -> bool:
+    def do_reweigh(self, message: dict[str, Any], _: list[int]) -> dict[str, Any]:
+        """Take the weights that now lie in the shared memory."""
+        return {"weights_loaded": self._load_weights()}
+
+    def _load_weights(self) -> bool:
+        """Copy the reference's weights by name; False, and nothing done, where one has no place.
+
+        What the model holds besides them stays as it is: weights folded in its constructor do not
+        follow.
+        """
         assert self.runner is not None
         with contextlib.suppress(AttributeError, TypeError):
             own = self.runner.model.state_dict()
-            if own.keys() == specs.keys() and all(
-                list(own[k].shape) == specs[k]["shape"] for k in own
-            ):
+            fits = [
+                k in own and list(own[k].shape) == spec["shape"] for k, spec in self.specs.items()
+            ]
+            if fits and all(fits):
                 with torch.no_grad():
-                    for key, value in own.items():
-                        value.copy_(arena.view(specs[key]))
+                    for key, spec in self.specs.items():
+                        own[key].copy_(self.weights.view(spec))
                 return True
         return False
 
@@ -292,16 +306,33 @@ class Candidate:
         self.runner.run(message["slots"])
         return {}
 
+    def do_run_watched(self, message: dict[str, Any], _: list[int]) -> dict[str, Any]:
+        """As `run`, with a look at whose code runs: the reference's, or kernels of its own."""
+        assert self.runner is not None
+        with open(self.path, encoding="utf-8") as file:
+            source = file.read()
+        defined, ran = set[str](), list[str]()
+        with contextlib.ExitStack() as stack:
+            if self.runner.cuda and (defined := watch.kernels_defined(source, "candidate")):
+                ran = stack.enter_context(watch.kernels_run())
+            reference = stack.enter_context(watch.reference_calls(self.reference))
+            self.runner.run(message["slots"])
+        # A profiler that saw no kernel at all does not work on this machine.
+        idle = bool(ran) and not any(name in text for name in defined for text in ran)
+        return {"reference_ran": bool(reference), "idle_kernels": sorted(defined) if idle else []}
+
     def do_deliver(self, message: dict[str, Any], _: list[int]) -> dict[str, Any]:
         assert self.runner is not None
         return self.runner.deliver(message["which"], self.tree, self.types, self.targets)
 
     def do_finish(self, message: dict[str, Any], _: list[int]) -> dict[str, Any]:
-        """After a trial: does the output alias an input? Then drop the outputs."""
+        """After a trial drop the outputs; before, see what is aliased and what was replaced."""
         assert self.runner is not None
-        aliases = bool(message["aliases"]) and self.runner.aliases(0, 0)
+        found: dict[str, Any] = {}
+        if message["look"]:
+            found = {"aliases": self.runner.aliases(0, 0), "changes": self.before.changes()}
         self.runner.forget(message["pad"])
-        return {"aliases": aliases}
+        return found
 
 
 def main(channel: Channel, spec: dict[str, Any]) -> None:

@@ -1,0 +1,272 @@
+"""The second half of a session: candidate and reference timed in turns, and what could fool that.
+
+Whoever is not running is frozen, so that it can neither prepare its next turn nor slow down the
+other's. The outputs of every timed pair are compared. After the pairs, those whose interval says
+"faster" are asked where the time went: to the delivery, to a moment between turns, to another core,
+or to one call that served many.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import statistics
+import time
+from typing import Any
+
+from ttkit.errors import InfraError
+from ttkit.verify import timing
+from ttkit.verify.protocol import Protocol
+from ttkit.verify.sides import REFEREE_SECONDS, Outcome, RefereeHandle, Side
+
+# What reappears outside the timed call is counted when it is more than this share of the saving,
+# and called a cheat when it is surely (at this error rate) this share of the reference.
+DEFERRED_SHARE = 0.2
+DEFERRED_ALPHA = 0.025
+DEFERRED_FLOOR = 0.2
+# A candidate that saves less than this share of its saving when inputs come one at a time has done
+# the work of many calls in one.
+BATCHED_SHARE, BATCHED_PAIRS = 0.5, 16
+# CPU time beyond the wall time of a run, as a share of it and in seconds.
+CORES_SHARE, CORES_FLOOR = 1.3, 2e-4
+# How much slower than on an idle device the referee's fixed piece of work may be, and by how many
+# seconds; how much slower than it has been the reference may be.
+BUSY_FACTOR, BUSY_FLOOR = 2.0, 5e-5
+SLOW_REFERENCE = 4.0
+PAD_BYTES, PAD_STEP = 4 << 20, 64
+
+Pairs = list[tuple[float, float]]
+
+
+class Race:
+    """Times one candidate beside one process of the reference."""
+
+    def __init__(
+        self,
+        referee: RefereeHandle,
+        candidate: Side,
+        reference: Side,
+        protocol: Protocol,
+        run_limit: float,
+    ):
+        self.referee, self.candidate, self.reference = referee, candidate, reference
+        self.protocol, self.run_limit = protocol, run_limit
+        self.record: dict[str, Any] = {}
+        self.checks: list[str] = []
+        # The system's generator: a candidate must not foresee the order of a pair.
+        self.random = random.SystemRandom()
+        self.slots = list(range(referee.info["slots"]))
+        self.null = 0.0
+        self.flushes: list[float] = []
+        self._values: dict[bool, Any] = {}
+
+    def run(self) -> None:
+        """Fills in `record`; raises Outcome if the candidate cheats, or InfraError."""
+        sides = (self.candidate, self.reference)
+        case = self.referee.ask("timing_begin")
+        try:
+            for side in sides:
+                side.thaw()
+                side.bind(case, self.run_limit)
+            # Measured on the reference's process: a candidate could slow its own empty runs.
+            self.candidate.freeze()
+            self.null = self.reference.null_seconds()
+            self.record["null_ms"] = self.null * 1e3
+            self.reference.freeze()
+            if self.protocol.paired:
+                self._paired()
+            else:
+                self._unpaired()
+        finally:
+            self.reference.thaw()
+
+    def _turn(self, side: Side, which: int, slots: list[int]) -> float:
+        """Seconds of one call of `side`, on inputs written anew after the caches were flushed."""
+        staged = self.referee.ask("stage", trusted=side.trusted, slots=slots)
+        self.flushes.append(staged["seconds"])
+        pad = self.random.randrange(PAD_STEP, PAD_BYTES, PAD_STEP)
+        limit = REFEREE_SECONDS if side.trusted else self.run_limit
+        # The outputs of a run are numbered by their place in `slots`.
+        cover = functools.partial(self.referee.ask, "cover") if self.protocol.compared else None
+        seconds, delivered = side.turn(slots, slots.index(which), pad, limit, cover)
+        self._values[side.trusted] = delivered.get("values")
+        return max(seconds - self.null, 1e-6) / len(slots)
+
+    def _pair(self, slots: list[int] | None = None) -> tuple[float, float]:
+        slots = slots or self.slots
+        self.referee.ask("draw")
+        sides = [self.reference, self.candidate]
+        self.random.shuffle(sides)
+        # Both sides deliver the same one of their outputs, so that the two can be compared.
+        which = self.random.choice(slots)
+        times = {side.trusted: self._turn(side, which, slots) for side in sides}
+        if self.protocol.compared:
+            values = {"values": self._values[False], "expected": self._values[True]}
+            result = self.referee.ask("recheck", **values)
+            if result["mutated"] and not self.referee.info["mutates"]:
+                text = "it changed its inputs in place in a timed run"
+                raise Outcome("rejected", text, "inputs_mutated")
+            if not result["ok"]:
+                text = f"wrong values in a timed run: {result['what']}"
+                raise Outcome("incorrect", text, "values_timed")
+        return times[True], times[False]
+
+    def _paired(self) -> None:
+        for _ in range(self.protocol.warmup):
+            self._pair()
+        self.candidate.start_counting()
+        self.reference.start_counting()
+        self.flushes.clear()
+        found, pairs = timing.measure(self._pair, self.protocol, time.monotonic)
+        self._keep(pairs)
+        self.record.update(
+            speedup=found.speedup, speedup_lo=found.lo, speedup_hi=found.hi, n_pairs=found.n
+        )
+        self.checks += ["values_timed", "child_process", "more_cores", "deferred_work"]
+        self._check_device()
+        self._check_cores()
+        self._check_deferred(pairs, timing.spend(self.protocol.looks, self.protocol.alpha)[0])
+        self._check_batched(pairs)
+        self._check_limit()
+
+    def _check_device(self) -> None:
+        """Was the device the harness's alone, and the reference as fast as it usually is?"""
+        usual, quiet = self.referee.usual_ms, self.referee.info["quiet_seconds"]
+        if self.reference.device != "cpu" and quiet:
+            self.checks.append("device_kept_busy")
+            busy = statistics.median(self.flushes)
+            if busy > BUSY_FACTOR * quiet + BUSY_FLOOR:
+                raise Outcome(
+                    "rejected",
+                    f"the device was busy between its turns: {busy * 1e3:.3g} ms for what takes "
+                    f"{quiet * 1e3:.3g} ms on an idle one",
+                    "device_kept_busy",
+                )
+        now = self.record["reference_ms"]
+        if now > SLOW_REFERENCE * usual:
+            raise InfraError(
+                f"the reference took {now:.3g} ms, {now / usual:.1f} times what it took before: "
+                "the machine is busy with something else"
+            )
+        self.referee.usual_ms = min(usual, now)
+
+    def _check_cores(self) -> None:
+        """Did its timed runs use more CPU time than they lasted? One core is what both have."""
+        side = self.candidate
+        if side.device != "cpu" or not side.run_cpu:
+            return
+        pairs = zip(side.run_cpu, side.run_seconds, strict=True)
+        beyond = statistics.median(cpu - CORES_SHARE * wall for cpu, wall in pairs)
+        if beyond > CORES_FLOOR:
+            used, lasted = statistics.median(side.run_cpu), statistics.median(side.run_seconds)
+            text = f"its timed runs used {used * 1e3:.3g} ms of CPU time in {lasted * 1e3:.3g} ms"
+            raise Outcome("rejected", text, "more_cores")
+
+    def _check_deferred(self, pairs: Pairs, share: float) -> None:
+        """Does what the candidate saves reappear at delivery, or between its turns?
+
+        If a good part does, what comes late counts as the candidate's time. It is called a
+        cheat only where this is surely a fifth of the reference or more: fused kernels leave their
+        output in other caches, which moves a little time into the copy quite honestly.
+        """
+        saved = _saved(pairs)
+        if not self.record["speedup"] > 1 or saved <= 0:
+            return
+        usual = 0.0
+        if self.candidate.strides != self.reference.strides:
+            usual = max(self._yardstick() - statistics.median(self.reference.deliveries), 0.0)
+        # By the wall clock, and by the CPU time that the kernel charges, which other processes on
+        # the machine do not disturb.
+        ours, theirs = self.candidate, self.reference
+        fetched, between = "when its output is fetched", "between its turns"
+        for mine, other, expected, where in (
+            (ours.delivery_cpu, theirs.delivery_cpu, usual, fetched),
+            (ours.deliveries, theirs.deliveries, usual, fetched),
+            (ours.idle_cpu, theirs.idle_cpu, 0.0, between),
+        ):
+            extra = [(m - o - expected) / len(self.slots) for m, o in zip(mine, other, strict=True)]
+            if not statistics.median(extra) > DEFERRED_SHARE * saved:
+                continue
+            low = timing.interval(extra, DEFERRED_ALPHA).lo
+            if low > DEFERRED_FLOOR * self.record["reference_ms"] / 1e3:
+                raise Outcome(
+                    "rejected",
+                    f"it saves {saved * 1e3:.3g} ms in the timed call but takes at least "
+                    f"{low * 1e3:.3g} ms more {where}",
+                    "deferred_work",
+                )
+            whole = [r / max(c + e, 1e-6) for (r, c), e in zip(pairs, extra, strict=True)]
+            found = timing.interval(whole, share, self.protocol.process_spread)
+            low = min(found.lo, self.record["speedup_lo"])
+            self.record.update(speedup=found.speedup, speedup_lo=low, speedup_hi=found.hi)
+
+    def _yardstick(self) -> float:
+        """The referee's seconds for delivering outputs of the strides the candidate returned."""
+        try:
+            found = self.referee.ask("yardstick", strides=self.candidate.strides, repeats=5)
+        except InfraError:
+            # Strides that no tensor can have are the candidate's doing, not the referee's.
+            raise Outcome("rejected", "it reported impossible strides", "output_type") from None
+        return found["seconds"] + self.null if found["seconds"] else 0.0
+
+    def _check_batched(self, pairs: Pairs) -> None:
+        """A run of many short calls hands over all their inputs at once. With one input at a time,
+        and nothing but poison in the other slots, a call has to save what it saved before.
+
+        The round trip of a single call is the same for both sides and drops out of the difference.
+        """
+        if len(self.slots) == 1 or not self.record["speedup_lo"] > 1:
+            return
+        self.checks.append("batched_calls")
+        saved = _saved(pairs)
+        singles = [self._pair([self.random.choice(self.slots)]) for _ in range(BATCHED_PAIRS)]
+        high = timing.interval([r - c for r, c in singles], DEFERRED_ALPHA).hi
+        if high < BATCHED_SHARE * saved:
+            raise Outcome(
+                "rejected",
+                f"it saves {saved * 1e3:.3g} ms a call when {len(self.slots)} inputs come "
+                f"together, at most {high * 1e3:.3g} ms when one comes alone",
+                "batched_calls",
+            )
+
+    def _check_limit(self) -> None:
+        self.checks.append("impossible_speed")
+        # With the round trip still in it: noise in what is subtracted must not make a cheat.
+        took = self.record["candidate_ms"] + self.null * 1e3 / len(self.slots)
+        limit = self.referee.info["limit_ms"]
+        if took < limit:
+            raise Outcome(
+                "rejected",
+                f"{took:.3g} ms is less than this device needs to read the inputs once "
+                f"({limit:.3g} ms)",
+                "impossible_speed",
+            )
+
+    def _unpaired(self) -> None:
+        """The paper's way: all runs of the candidate, then all of the reference; means."""
+        times: dict[bool, list[float]] = {False: [], True: []}
+        for side in (self.candidate, self.reference):
+            for number in range(self.protocol.warmup + self.protocol.trials):
+                seconds = self._turn(side, 0, self.slots)
+                if number >= self.protocol.warmup:
+                    times[side.trusted].append(seconds)
+        self._keep(list(zip(times[True], times[False], strict=True)))
+        reference, candidate = statistics.fmean(times[True]), statistics.fmean(times[False])
+        self.record.update(
+            speedup=reference / candidate,
+            reference_ms=reference * 1e3,
+            candidate_ms=candidate * 1e3,
+            n_pairs=len(times[True]),
+        )
+
+    def _keep(self, pairs: Pairs) -> None:
+        self.record.update(
+            pairs=tuple((round(r * 1e3, 6), round(c * 1e3, 6)) for r, c in pairs),
+            reference_ms=statistics.median(r for r, _ in pairs) * 1e3,
+            candidate_ms=statistics.median(c for _, c in pairs) * 1e3,
+        )
+
+
+def _saved(pairs: Pairs) -> float:
+    """Median seconds by which the candidate is ahead."""
+    return statistics.median(r - c for r, c in pairs)

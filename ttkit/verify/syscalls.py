@@ -1,0 +1,96 @@
+"""System calls that no candidate has a use for, refused by the kernel (seccomp, filter mode).
+
+They would let it leave its core, read other processes' memory, or undo the other guards. Each gives
+EPERM, as if the user lacked the right. The filter cannot be taken off again and children inherit
+it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import platform
+import struct
+
+PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
+ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x80000000
+# AUDIT_ARCH_* of linux/audit.h, and the numbers of asm/unistd.h.
+ARCHITECTURES: dict[str, tuple[int, dict[str, int]]] = {
+    "x86_64": (
+        0xC000003E,
+        {
+            "ptrace": 101,
+            "mount": 165,
+            "umount2": 166,
+            "sched_setaffinity": 203,
+            "keyctl": 250,
+            "unshare": 272,
+            "perf_event_open": 298,
+            "setns": 308,
+            "process_vm_readv": 310,
+            "process_vm_writev": 311,
+            "bpf": 321,
+            "userfaultfd": 323,
+            "io_uring_setup": 425,
+            "pidfd_getfd": 438,
+        },
+    ),
+    "aarch64": (
+        0xC00000B7,
+        {
+            "umount2": 39,
+            "mount": 40,
+            "unshare": 97,
+            "ptrace": 117,
+            "sched_setaffinity": 122,
+            "keyctl": 219,
+            "perf_event_open": 241,
+            "setns": 268,
+            "process_vm_readv": 270,
+            "process_vm_writev": 271,
+            "bpf": 280,
+            "userfaultfd": 282,
+            "io_uring_setup": 425,
+            "pidfd_getfd": 438,
+        },
+    ),
+}
+# The other calling convention of x86-64 (x32) has this bit set in its numbers.
+X32 = 0x40000000
+
+
+def _program(arch: int, numbers: list[int]) -> bytes:
+    """Classic BPF: the architecture must match; a listed number is refused, others allowed."""
+    load, jump_equal, jump_greater, ret = 0x20, 0x15, 0x35, 0x06
+    steps = [
+        (load, 0, 0, 4),  # seccomp_data.arch
+        (jump_equal, 1, 0, arch),
+        (ret, 0, 0, KILL),
+        (load, 0, 0, 0),  # seccomp_data.nr
+        (jump_greater, len(numbers) + 1, 0, X32),
+        *((jump_equal, len(numbers) - i, 0, n) for i, n in enumerate(numbers)),
+        (ret, 0, 0, ALLOW),
+        (ret, 0, 0, REFUSE),
+    ]
+    return b"".join(struct.pack("=HBBI", *step) for step in steps)
+
+
+def refuse() -> bool:
+    """Install the filter in the calling process; False where the system does not offer it.
+
+    Needs PR_SET_NO_NEW_PRIVS to be set.
+    """
+    known = ARCHITECTURES.get(platform.machine())
+    if known is None:
+        return False
+    code = _program(known[0], sorted(known[1].values()))
+    buffer = ctypes.create_string_buffer(code, len(code))
+    length = struct.pack("=H", len(code) // 8)
+    # struct sock_fprog: a 16-bit count, padding, a pointer.
+    program = ctypes.create_string_buffer(
+        length + bytes(6) + struct.pack("=Q", ctypes.addressof(buffer)), 16
+    )
+    libc = ctypes.CDLL(None, use_errno=True)
+    zero = ctypes.c_ulong(0)
+    mode, pointer = ctypes.c_ulong(SECCOMP_MODE_FILTER), ctypes.c_ulong(ctypes.addressof(program))
+    return libc.prctl(PR_SET_SECCOMP, mode, pointer, zero, zero) == 0

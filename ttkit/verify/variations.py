@@ -1,0 +1,172 @@
+"""Inputs and weights unlike the declared ones: what a right program must bear as well.
+
+A task fixes its sizes and the distribution of its inputs; a program that is right only there is not
+the same function. Each variation keeps what the task's own inputs may promise: zeros stay zeros and
+equal elements equal (triangular, diagonal, symmetric and sparse matrices), and tensors of two
+values (masks, labels of plus and minus one) are left alone. Where the reference itself fails or is
+not finite on a variation, that variation is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+LOOKED_AT = 4096  # elements that decide what kind of tensor it is
+SHIFT = 2.0
+
+
+def identity(tensor: torch.Tensor) -> torch.Tensor:
+    """The declared values, unchanged."""
+    return tensor
+
+
+def negated(tensor: torch.Tensor) -> torch.Tensor:
+    return -tensor
+
+
+def scaled(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor * 4
+
+
+def large(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor * 32
+
+
+def small(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor / 64
+
+
+def shifted(tensor: torch.Tensor) -> torch.Tensor:
+    """Another mean; not where zeros or symmetry may be part of the task."""
+    sample = tensor.flatten()[:LOOKED_AT]
+    if float((sample == 0).sum()) > 0.01 * sample.numel() or _symmetric(tensor):
+        return tensor
+    return tensor + SHIFT
+
+
+def strided(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values, not contiguous: the last two dimensions stored the other way round."""
+    if tensor.dim() < 2:
+        return tensor
+    return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
+VALUES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "declared": identity,
+    "negated": negated,
+    "scaled": scaled,
+    "large": large,
+    "small": small,
+    "shifted": shifted,
+    "noncontiguous": strided,
+}
+# The rest are no functions of values.
+INDICES, SHAPES, WEIGHTS = "other_indices", "other_shapes", "other_weights"
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def vary(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Apply `change` to the floating tensors; integers keep their dtype and values."""
+    if isinstance(value, torch.Tensor):
+        return change(value) if value.is_floating_point() else value
+    if isinstance(value, (list, tuple)):
+        return type(value)(vary(v, change) for v in value)
+    return value
+
+
+def vary_freely(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """As `vary`, but tensors of two values are left alone."""
+    return vary(value, lambda t: t if change is not strided and _two_valued(t) else change(t))
+
+
+def reindexed(args: Any) -> Iterator[Any]:
+    """Integers in another order, so that each stays in range, and booleans drawn anew; nothing
+    where there are none."""
+
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.dtype is torch.bool:
+            return torch.rand(tensor.shape, device=tensor.device) < 0.5
+        if tensor.dtype in INTEGERS:
+            order = torch.randperm(tensor.numel(), device=tensor.device)
+            return tensor.flatten()[order].view(tensor.shape)
+        return tensor
+
+    if any(t.dtype is torch.bool or t.dtype in INTEGERS for t in _tensors(args)):
+        yield _map(args, change)
+
+
+def reshaped(args: Any) -> Iterator[Any]:
+    """The inputs with other sizes, the likeliest to be taken by the reference first.
+
+    Every size renamed alike, so that products still fit and square matrices stay square; then the
+    batch size only, of all tensors that share it; then that of the first tensor alone.
+    """
+    tensors = list(_tensors(args))
+    if not tensors:
+        return
+    batch = tensors[0].shape[0] if tensors[0].dim() else 1
+    yield _cut(args, lambda t: [_smaller(n) for n in t.shape])
+    if batch > 1:
+        rest = _smaller(batch)
+        yield _cut(args, lambda t: [rest if n == batch else n for n in t.shape[:1]])
+        first = id(tensors[0])
+        yield _cut(args, lambda t: [rest] if id(t) == first else [])
+
+
+def reweighed(tensor: torch.Tensor) -> torch.Tensor:
+    """Each weight times a factor of its own between 3/4 and 5/4: signs and zeros stay."""
+    if not tensor.is_floating_point() or _two_valued(tensor):
+        return tensor.clone()
+    return tensor * (0.75 + 0.5 * torch.rand_like(tensor))
+
+
+def _smaller(size: int) -> int:
+    """Three quarters, so that most of what divided the old size divides the new one."""
+    return size - max(size // 4, 1) if size > 1 else size
+
+
+def _cut(value: Any, sizes: Callable[[torch.Tensor], list[int]]) -> Any:
+    """The leading part of every tensor, `sizes` long in its first dimensions.
+
+    Integers are taken modulo the smallest new size: an index that was in range stays in range.
+    """
+    wanted = [sizes(t) for t in _tensors(value)]
+    bound = min((n for new in wanted for n in new if n > 1), default=1)
+
+    def cut(tensor: torch.Tensor) -> torch.Tensor:
+        for dim, size in enumerate(sizes(tensor)):
+            tensor = tensor.narrow(dim, 0, size)
+        if tensor.dtype in INTEGERS:
+            tensor = tensor.remainder(bound)
+        return tensor.clone(memory_format=torch.contiguous_format)
+
+    return _map(value, cut)
+
+
+def _map(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_map(v, change) for v in value)
+    return value
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _two_valued(tensor: torch.Tensor) -> bool:
+    return tensor.flatten()[:LOOKED_AT].unique().numel() == 2
+
+
+def _symmetric(tensor: torch.Tensor) -> bool:
+    if tensor.dim() != 2 or tensor.shape[0] != tensor.shape[1]:
+        return False
+    return torch.equal(tensor, tensor.T)
