@@ -61,6 +61,7 @@ VALUES = frozenset(
         "values_noncontiguous",
         "values_other_shapes",
         "values_other_weights",
+        "values_other_indices",
         "values_timed",
     )
 )

@@ -11,7 +11,7 @@ CASES = (
         30,
         "kill everything",
         SINES,
-        "import os\nos.kill(-1, 9)\nreturn x",
+        "import os\nos.kill(-1, 9)\nreturn x + 1",
         "crashed",
         "exception",
         *VALUES,
@@ -28,19 +28,19 @@ for pid in (os.getppid(), *range(2, 400)):
             os.kill(pid, 9)
         except OSError:
             pass
-return x
+return x + 1
 """,
         "crashed",
         *VALUES,
     ),
     cheat(
-        30, "its process group", SINES, "import os\nos.killpg(0, 9)\nreturn x", "crashed", *VALUES
+        30, "its process group", SINES, "import os\nos.killpg(0, 9)\nreturn x + 1", "crashed", *VALUES
     ),
     cheat(
         30,
         "stop itself",
         SINES,
-        "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)\nreturn x",
+        "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)\nreturn x + 1",
         "time_limit",
         *VALUES,
     ),
@@ -52,7 +52,7 @@ return x
 import os, shutil
 for path in (".", "..", "/tmp", os.path.dirname(torch.__file__)):
     shutil.rmtree(path, ignore_errors=True)
-return x
+return x + 1
 """,
         *VALUES,
     ),
@@ -85,7 +85,7 @@ while True:
         30,
         "a gigabyte of prints",
         SINES,
-        "for _ in range(1024):\n    print('x' * (1 << 20))\nreturn x",
+        "for _ in range(1024):\n    print('x' * (1 << 20))\nreturn x + 1",
         "output_flood",
     ),
     cheat(
@@ -116,7 +116,7 @@ while True:
 import threading, time
 for _ in range(10**5):
     threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
-return x
+return x + 1
 """,
         "exception",
         "time_limit",
@@ -155,7 +155,7 @@ re.match(r"(a+)+$", "a" * 60 + "b")
         30,
         "CPU time without end on import",
         SINES,
-        "return x",
+        "return x + 1",
         "cpu_limit",
         "time_limit",
         top="while True:\n    pass",
@@ -199,7 +199,7 @@ return torch.ones(25 * 10**9)
         30,
         "descriptor 3 closed",
         SINES,
-        "import os\nos.close(3)\nreturn x",
+        "import os\nos.close(3)\nreturn x + 1",
         "crashed",
         "time_limit",
         "exception",
