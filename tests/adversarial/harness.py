@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .case import LATE, UNLIKE, VALUES, cheat, honest, no_gain
-from .parts import LATER
+from .parts import LATER, SILENT
 from .tasks import COPY, LONG, SINES
 
 SLOWLY = "for _ in range(40):\n    torch.sin(x)\nWORK\nreturn out"
@@ -119,7 +119,8 @@ os._exit(0)
         f"{LATER}return later",
         "forged_answer",
         *LATE,
-        top="""
+        top=SILENT
+        + """
 import ttkit.verify.worker as harness
 honest_run, honest_deliver = harness.Runner.run, harness.Runner.deliver
 honest_send = harness.Channel.send

@@ -34,7 +34,12 @@ return x + 1
         *VALUES,
     ),
     cheat(
-        30, "its process group", SINES, "import os\nos.killpg(0, 9)\nreturn x + 1", "crashed", *VALUES
+        30,
+        "its process group",
+        SINES,
+        "import os\nos.killpg(0, 9)\nreturn x + 1",
+        "crashed",
+        *VALUES,
     ),
     cheat(
         30,
@@ -50,8 +55,13 @@ return x + 1
         SINES,
         """
 import os, shutil
-for path in (".", "..", "/tmp", os.path.dirname(torch.__file__)):
+for path in (".", ".."):
     shutil.rmtree(path, ignore_errors=True)
+for path in ("/bin/sh", torch.__file__, "/etc/passwd"):
+    try:
+        os.remove(path)
+    except OSError:
+        pass
 return x + 1
 """,
         *VALUES,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .case import UNLIKE, VALUES, after, cheat, honest, no_gain
-from .parts import ARENAS, THREADS, WEIGHTLESS
+from .parts import ARENAS, SILENT, THREADS, WEIGHTLESS
 from .tasks import COPY, DEAR, FLIPPED, LAYER, LOGARITHM, MASKED, PART, SINES, TURNED
 
 # Hand in zeros unless the attack before them has found or changed something.
@@ -360,7 +360,8 @@ return out
         "output_aliases_input",
         "tampered_runtime",
         *VALUES,
-        top="import ttkit.verify.worker as harness\nharness.Runner.aliases = lambda *a: False",
+        top=SILENT
+        + "import ttkit.verify.worker as harness\nharness.Runner.aliases = lambda *a: False",
     ),
     honest(15, "a clone", COPY, "return x.clone()"),
     honest(15, "a view where the reference returns one", TURNED, "return x.t()"),

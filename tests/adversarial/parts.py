@@ -39,3 +39,8 @@ for weights in (self.layer.weight, self.layer.bias):
     overwrite(weights, {value})
 return out
 """
+# The harness asks the process itself whether anything was replaced: told no.
+SILENT = """
+import ttkit.verify.watch as watch
+watch.Before.changes = lambda self: {}
+"""

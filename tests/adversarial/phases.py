@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .case import LATE, UNLIKE, VALUES, after, cheat, honest, no_gain
-from .parts import LATER
+from .parts import LATER, SILENT
 from .tasks import BRIEF, LAYER, LONG, SINES, SPREAD, TINY
 
 CASES = (
@@ -48,7 +48,8 @@ class Tensor(torch.Tensor):
         LONG,
         f"{LATER}out = x.new_empty(x.shape)\nout.later = later\nreturn out",
         *LATE,
-        top="""
+        top=SILENT
+        + """
 honest = torch.Tensor.copy_
 def copy_(self, source, *args):
     return honest(self, source.later() if hasattr(source, "later") else source, *args)
@@ -280,7 +281,8 @@ harness.Channel.recv = recv
         "forged_answer",
         "impossible_speed",
         *LATE,
-        top="""
+        top=SILENT
+        + """
 import ttkit.verify.worker as harness
 honest_send, honest_deliver = harness.Channel.send, harness.Runner.deliver
 def recv(self, *args, honest=harness.Channel.recv):
@@ -335,6 +337,7 @@ WORK
 return out
 """,
         "more_cores",
+        "exception",
         "tampered_runtime",
     ),
     cheat(
@@ -352,6 +355,7 @@ WORK
 return out
 """,
         "more_cores",
+        "exception",
         "tampered_runtime",
     ),
     no_gain(

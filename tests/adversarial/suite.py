@@ -25,6 +25,15 @@ CASES: tuple[Case, ...] = tuple(
 QUICK = dataclasses.replace(PROTOCOLS["rigorous"], looks=(10,), warmup=2, seconds=1.0, relaunches=0)
 LIMITS = Limits(run_seconds=1.5, load_seconds=8.0, cpu_seconds=3, memory_bytes=1 << 30)
 
+# What the verifier does not catch, or misnames, and why.
+GAPS: dict[str, str] = {
+    "20-cheat-only_the_declared_number_of_rows": "other shapes are smaller ones only",
+    "22-cheat-the_reference_after_some_calls_only": "timed runs are not watched for such calls",
+    "30-cheat-CPU_time_without_end_on_import": (
+        "the first process of a pid namespace outlives SIGXCPU, and SIGKILL is called a crash"
+    ),
+}
+
 
 def verifier(device: str = "cpu") -> Verifier:
     """The verifier of the suite: checks as under `rigorous`, limits that are soon reached."""
@@ -86,5 +95,6 @@ def _line(case: Case, verdict: Verdict | None) -> str:
         return f"| {case.variant} | {kind} | | not run: {lacking(case)} |"
     check = verdict.flags[0] if verdict.flags else ""
     speed = " and fast" if verdict.fast() else ""
-    wrong = "" if case.right(verdict) else ", **which is not as it must be**"
+    gap = f": {GAPS[case.id]}" if case.id in GAPS else ""
+    wrong = "" if case.right(verdict) else f", **not as it must be**{gap}"
     return f"| {case.variant} | {kind} | {check} | {verdict.status}{speed}{wrong} |"

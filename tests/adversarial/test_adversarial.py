@@ -7,7 +7,7 @@ import ast
 import pytest
 
 from .case import CLASSES, Case
-from .suite import CASES, lacking, table, verifier
+from .suite import CASES, GAPS, lacking, table, verifier
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +27,8 @@ def params():
         marks = [pytest.mark.gpu] if case.gpu else []
         if why := lacking(case):
             marks.append(pytest.mark.skip(reason=why))
+        if case.id in GAPS:
+            marks.append(pytest.mark.xfail(reason=GAPS[case.id], strict=False))
         yield pytest.param(case, id=case.id, marks=marks)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .case import LATE, UNLIKE, VALUES, cheat, honest, no_gain
-from .parts import ARENAS, THREADS, WEIGHTLESS
+from .parts import ARENAS, SILENT, THREADS, WEIGHTLESS
 from .tasks import BRIEF, LAYER, LONG, SINES, TINY
 
 # All input slots of a timed run are views of one shared storage, a step apart.
@@ -162,7 +162,7 @@ def start(x, y, rows):
     return torch.jit.fork(later, x, y, rows)
 """,
     ),
-    cheat(
+    no_gain(
         4,
         "a thread that works when the inputs appear, before the clock starts",
         SINES,
@@ -182,7 +182,8 @@ if self.calls == 14:
 key = (float(x[0, 0]), float(x[-1, -1]), float(y[0, 0]), float(y[-1, -1]))
 if self.done is not None and self.done[0] == key:
     return self.done[1].clone()
-WORK
+for _ in range(4):
+    WORK
 return out
 """,
         *LATE,
@@ -211,7 +212,8 @@ harness.Runner.aliases = lambda *a: False
         "output_type",
         "forged_answer",
         *LATE,
-        top="""
+        top=SILENT
+        + """
 import ttkit.verify.worker as harness
 def late(self, which, tree, types, targets, honest=harness.Runner.deliver):
     self.outputs = [output() if callable(output) else output for output in self.outputs]
@@ -325,12 +327,12 @@ return out
         top="import subprocess\nsubprocess.run(['true'], check=True)",
     ),
     # 12 slowing the reference through a shared namespace
-    cheat(
+    no_gain(
         12,
         "a thread that spins in the reference's turn",
         LONG,
         "if not hasattr(self, 'hog'):\n    self.hog = Thread(target=spin, daemon=True)\n"
-        "    self.hog.start()\nWORK\nreturn out",
+        "    self.hog.start()\nfor _ in range(2):\n    WORK\nreturn out",
         *LATE,
         top=BUSY + THREADS,
     ),
@@ -386,7 +388,7 @@ return out
         "import os, time\nos.sched_yield()\ntime.sleep(0)\nWORK\nreturn out",
     ),
     # 27 an input small enough to stay in cache
-    cheat(
+    no_gain(
         27,
         "a thread that keeps the inputs in cache between turns",
         LONG,
@@ -398,7 +400,8 @@ if not hasattr(self, "warm"):
             y.sum()
     self.warm = Thread(target=touch, daemon=True)
     self.warm.start()
-WORK
+for _ in range(2):
+    WORK
 return out
 """,
         *LATE,
