@@ -4,7 +4,13 @@ from __future__ import annotations
 
 THREADS = "from threading import Thread"
 
-LATER = "def later(x=x, y=y):\n    WORK\n    return out\n"
+# Work put off, on copies of the inputs: what lies in the shared memory may change meanwhile.
+LATER = """
+x, y = x.clone(), y.clone()
+def later():
+    WORK
+    return out
+""".lstrip()
 
 # What a candidate finds among its own descriptors: the memory that it shares with others.
 ARENAS = """
@@ -39,6 +45,7 @@ for weights in (self.layer.weight, self.layer.bias):
     overwrite(weights, {value})
 return out
 """
+
 # The harness asks the process itself whether anything was replaced: told no.
 SILENT = """
 import ttkit.verify.watch as watch

@@ -48,6 +48,7 @@ class Tensor(torch.Tensor):
         LONG,
         f"{LATER}out = x.new_empty(x.shape)\nout.later = later\nreturn out",
         *LATE,
+        *VALUES,
         top=SILENT
         + """
 honest = torch.Tensor.copy_
@@ -277,7 +278,7 @@ harness.Channel.recv = recv
         28,
         "an answer that waits before the question is asked",
         LONG,
-        "def later(x=x, y=y):\n    WORK\n    return out\nreturn later",
+        f"{LATER}return later",
         "forged_answer",
         "impossible_speed",
         *LATE,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .case import LATE, UNLIKE, VALUES, cheat, honest, no_gain
-from .parts import ARENAS, SILENT, THREADS, WEIGHTLESS
+from .parts import ARENAS, LATER, SILENT, THREADS, WEIGHTLESS
 from .tasks import BRIEF, LAYER, LONG, SINES, TINY
 
 # All input slots of a timed run are views of one shared storage, a step apart.
@@ -193,7 +193,7 @@ return out
         4,
         "left to the delivery, the harness patched",
         LONG,
-        "def later(x=x, y=y):\n    WORK\n    return out\nreturn later",
+        f"{LATER}return later",
         *LATE,
         top="""
 import ttkit.verify.worker as harness
@@ -208,7 +208,7 @@ harness.Runner.aliases = lambda *a: False
         4,
         "left to the delivery, with strides that excuse its length",
         LONG,
-        "def later(x=x, y=y):\n    WORK\n    return out\nreturn later",
+        f"{LATER}return later",
         "output_type",
         "forged_answer",
         *LATE,

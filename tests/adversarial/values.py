@@ -11,6 +11,7 @@ from .tasks import (
     FADING,
     FAINT,
     LAYER,
+    LONG,
     MASKED,
     NEAR_HALF,
     PICKED,
@@ -285,13 +286,13 @@ return torch.addmm(self.b, x, self.w)
     cheat(
         26,
         "two threads that nobody waits for",
-        SINES,
+        LONG,
         """
 rows = torch.zeros_like(x)
 def half(part, x, y):
     WORK
     rows[part] = out
-for part in (slice(0, 64), slice(64, None)):
+for part in (slice(0, 128), slice(128, None)):
     Thread(target=half, args=(part, x[part], y[part])).start()
 return rows
 """,
