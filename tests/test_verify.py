@@ -114,7 +114,7 @@ def test_a_narrow_winner_is_measured_again_in_fresh_processes():
 
 
 WRONG = {
-    "plain": "return x",
+    "plain": "return x + 1",
     "nan": forward("", "out[3, 5] = float('nan')\nreturn out"),
     "one element": forward("", "out[3, 5] += 0.01\nreturn out"),
     "dtype": forward("", "return out.double()"),
@@ -217,7 +217,7 @@ def test_weights_integers_nested_outputs_and_numbers(verifier):
 def test_the_papers_protocols_report_a_ratio_of_means():
     for name, runs in (("fast-proxy", 5), ("full", 50)):
         with Verifier(name, limits=LIMITS, workers=2) as v:
-            items = [(TASK, body(TASK.forward_body)), (TASK, body("return x"))]
+            items = [(TASK, body(TASK.forward_body)), (TASK, body("return x + 1"))]
             right, wrong = v.verify_many(items)
         assert right.status == "correct", right.reason
         assert right.n_pairs == runs
@@ -233,11 +233,11 @@ def test_wrong_settings_are_refused_in_one_sentence():
 
 
 def test_a_killed_fork_server_is_started_again(verifier):
-    verifier.verify(TASK, body("return x"))
+    verifier.verify(TASK, body("return x + 1"))
     process = verifier._room.launcher._process
     process.kill()
     process.wait()
-    first = verifier.verify(TASK, body("return y"))
+    first = verifier.verify(TASK, body("return y + 1"))
     second = verifier.verify(TASK, body("return y + 0"))
     assert first.status in ("infra_error", "incorrect")
     assert second.status == "incorrect", second
@@ -245,7 +245,7 @@ def test_a_killed_fork_server_is_started_again(verifier):
 
 def test_a_closed_verifier_leaves_no_process_and_no_directory():
     with Verifier(QUICK, limits=LIMITS) as v:
-        v.verify(TASK, body("return x"))
+        v.verify(TASK, body("return x + 1"))
         scratch = Path(v._room.scratch_root())
         server = v._room.launcher._process.pid
         assert scratch.exists()

@@ -91,8 +91,8 @@ class Case:
 
     `expected` holds the names of the checks that may catch it: the verdict's first flag must be one
     of them. An honest case has none and must be `correct`. A `no_gain` case is a trick that is
-    harmless by construction, so it is put on slow work: the verdict may be anything that is not
-    `fast()`. `tools` are programs it needs on the machine.
+    harmless by construction, so it is put on slow work, or one whose gain noise may hide: the
+    verdict may be anything that is not `fast()`. `tools` are programs it needs on the machine.
     """
 
     number: int

@@ -73,8 +73,8 @@ def table(results: Iterable[tuple[Case, Verdict | None]]) -> str:
         f"Not run here: {len(results) - len(ran)} cases, which need a GPU (their lines say so).",
         "",
         "A cheat must be caught by one of the checks that its case names; an honest program must",
-        "be `correct`. *No gain* marks a trick that is harmless by construction: it is put on slow",
-        "work, and must not be called fast.",
+        "be `correct`. *No gain* marks a trick that is harmless by construction and put on slow",
+        "work, or one whose gain noise may hide: caught or not, it must not be called fast.",
         "",
     ]
     for number, name in CLASSES.items():

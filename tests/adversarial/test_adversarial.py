@@ -32,7 +32,7 @@ def params():
         yield pytest.param(case, id=case.id, marks=marks)
 
 
-@pytest.mark.parametrize("case", params())
+@pytest.mark.parametrize("case", list(params()))
 def test_case(case: Case, request):
     judge = request.getfixturevalue("device_judge" if case.gpu else "judge")
     verdict = judge.verify(case.task, case.source)

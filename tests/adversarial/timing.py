@@ -26,7 +26,9 @@ def spin():
 
 CASES = (
     # 3 one batch of work, later calls looked up (on a CPU: where calls are much shorter than a run)
-    cheat(
+    # These save half of a run of half a millisecond. On a busy machine that may stay unproven, and
+    # then they are not caught; but they must not be called fast either.
+    no_gain(
         3,
         "all slots by strides over the shared storage",
         BRIEF,
@@ -47,7 +49,7 @@ return out[0]
         *LATE,
         top=SLOTS,
     ),
-    cheat(
+    no_gain(
         3,
         "all slots through the caller's frame",
         BRIEF,
@@ -70,7 +72,7 @@ return out[0]
         "batched_calls",
         *LATE,
     ),
-    cheat(
+    no_gain(
         3,
         "all slots found by the collector",
         BRIEF,
