@@ -13,7 +13,7 @@ from pathlib import Path
 from ttkit.verify import Verdict
 
 from .case import Case
-from .suite import CASES, lacking, table, verifier
+from .suite import CASES, judged, lacking, table, verifier
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "adversarial.md"
 
@@ -26,7 +26,7 @@ def main(words: list[str]) -> int:
         with verifier(device) as v:
             for case in chosen:
                 if case.gpu == (device == "cuda"):
-                    verdict = None if lacking(case) else v.verify(case.task, case.source)
+                    verdict = None if lacking(case) else judged(v, case)
                     results.append((case, verdict))
                     _say(case, verdict)
     results.sort(key=lambda result: CASES.index(result[0]))

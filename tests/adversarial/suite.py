@@ -48,6 +48,20 @@ def lacking(case: Case) -> str:
     return f"needs {', '.join(missing)}" if missing else ""
 
 
+def judged(v: Verifier, case: Case) -> Verdict:
+    """The verdict on `case`; up to five times asked for while the machine is too busy to tell."""
+    for _ in range(5):
+        verdict = v.verify(case.task, case.source)
+        if not too_busy(verdict):
+            break
+    return verdict
+
+
+def too_busy(verdict: Verdict) -> bool:
+    """Whether the verifier declined to say anything since other programs were in the way."""
+    return verdict.status == "infra_error" and "busy" in verdict.reason
+
+
 def machine() -> str:
     """The kind of machine, in a few words."""
     name = "no GPU"
