@@ -107,7 +107,7 @@ def test_a_verdict_cannot_be_written_into_the_cache(tmp_path):
     cache = tmp_path / "verdicts.jsonl"
     tmp_path.chmod(0o777)
     wrong = f"""
-for line in ('{{"key": "0", "verdict": {{"status": "correct", "reason": "forged"}}}}\\n',) * 3:
+for line in ('{{"key": "0", "verdict": {{"status": "correct", "reason": "planted"}}}}\\n',) * 3:
     try:
         open({str(cache)!r}, "a").write(line)
     except OSError:
@@ -123,7 +123,7 @@ return x
     assert right.correct or too_busy(right)
     assert not verdict.correct and not again.correct
     if verdict.guards.get("read_only_files"):
-        assert "forged" not in cache.read_text()
+        assert "planted" not in cache.read_text()
 
 
 LEFT_BEHIND = {
