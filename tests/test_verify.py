@@ -40,6 +40,8 @@ def get_init_inputs():
 TASK = Task("file", 0, 0, "sines", CODE)
 # Outcomes other than a speed need no long measurement.
 QUICK = dataclasses.replace(PROTOCOLS["rigorous"], looks=(10,), warmup=2, seconds=1.0, relaunches=0)
+# Where a speed is asserted, enough pairs that a third of them may meet a busy machine.
+SURE = dataclasses.replace(QUICK, looks=(40,), seconds=20.0)
 LIMITS = Limits(run_seconds=1.5, load_seconds=8.0, memory_bytes=1 << 30)
 
 
@@ -94,23 +96,24 @@ SLOW = Task(
 SHORT = "out = torch.sin(x * self.k) * 0.5 + y\nreturn out"
 
 
-def test_much_faster_is_fast_and_much_slower_is_not(verifier):
-    fast = verifier.verify(SLOW, candidate_source(SLOW, SHORT))
+def test_much_faster_is_fast_and_much_slower_is_not():
+    with Verifier(SURE, limits=LIMITS) as v:
+        fast = v.verify(SLOW, candidate_source(SLOW, SHORT))
+        slow = v.verify(TASK, body(forward("for _ in range(40): torch.sin(x)")))
     assert fast.status == "correct", fast.reason
     assert fast.fast() and fast.speedup > 1.5
-    slow = verifier.verify(TASK, body(forward("for _ in range(40): torch.sin(x)")))
     assert slow.status == "correct", slow.reason
     assert not slow.fast() and slow.speedup_hi < 1
 
 
 def test_a_narrow_winner_is_measured_again_in_fresh_processes():
-    narrow = dataclasses.replace(QUICK, relaunches=2, relaunch_below=1e9)
+    narrow = dataclasses.replace(SURE, relaunches=2, relaunch_below=1e9)
     with Verifier(narrow, limits=LIMITS) as v:
         fast = v.verify(SLOW, candidate_source(SLOW, SHORT))
         slow = v.verify(TASK, body(forward("for _ in range(40): torch.sin(x)")))
     assert fast.fast() and fast.checks.count("relaunched") == 2
-    assert fast.n_pairs == len(fast.pairs) == 30
-    assert slow.status == "correct" and "relaunched" not in slow.checks and slow.n_pairs == 10
+    assert fast.n_pairs == len(fast.pairs) == 120
+    assert slow.status == "correct" and "relaunched" not in slow.checks and slow.n_pairs == 40
 
 
 WRONG = {

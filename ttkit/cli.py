@@ -30,6 +30,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+bench = typer.Typer(help="Measure how fast the parts are; JSON.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, nothing else.")]
 Source = Annotated[str, typer.Option(help="minibench or kernelbench.")]
 Level = Annotated[int, typer.Option(help="1 or 2; for kernelbench also 3.")]
@@ -263,12 +266,7 @@ def aa(
     as_json: Json = False,
 ) -> None:
     """Measure references against themselves: how often is one called faster?"""
-    from ttkit.tasks import load_tasks
-
-    known = {str(task.id): task for task in load_tasks(source, level, scale, kernelbench_dir)}
-    ids = [text.strip() for text in tasks.split(",") if text.strip()]
-    if wrong := [text for text in ids if text not in known]:
-        raise UsageError(f"--tasks: there is no task {wrong[0]} in {source} level {level}")
+    chosen = _tasks_named(tasks, source, level, scale, kernelbench_dir)
     import pandas as pd
 
     from ttkit.pipeline import Console
@@ -276,7 +274,7 @@ def aa(
 
     console = Console(sys.stderr)
     results, summary = measure(
-        [known[text] for text in ids],
+        chosen,
         runs,
         {"protocol": protocol, "device": device, "workers": workers},
         lambda done, total: console.update(f"run {done}/{total}", ""),
@@ -295,6 +293,56 @@ def aa(
         raise InfraError(f"no run could be measured: {results[0][1].reason}")
 
 
+@bench.command("verify")
+def bench_verify(
+    source: Source = "minibench",
+    level: Level = 1,
+    tasks: Annotated[
+        str | None, typer.Option(help="Task ids; default: the evaluation tasks of split 42.")
+    ] = None,
+    candidates: Annotated[int, typer.Option(min=1, help="Different candidates a task.")] = 4,
+    protocol: ProtocolName = "rigorous",
+    seconds: Annotated[
+        float | None, typer.Option(help="Longest timing of one candidate; default: the protocol's.")
+    ] = None,
+    device: Device = "cpu",
+    scale: Scale = "cpu",
+    kernelbench_dir: KernelBench = None,
+    beside: Annotated[
+        bool, typer.Option("--beside", help="Also time the evaluator of the KernelBench clone.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Candidates a second that the verifier judges, per task and overall."""
+    from ttkit.bench_verify import bench as measure
+    from ttkit.pipeline import Console
+    from ttkit.tasks import make_split
+
+    if beside and kernelbench_dir is None:
+        raise UsageError("--beside needs --kernelbench-dir, a clone with src/kernelbench")
+    ids = tasks or ",".join(map(str, make_split(source, level, 42).eval))
+    console = Console(sys.stderr)
+    result = measure(
+        _tasks_named(ids, source, level, scale, kernelbench_dir),
+        candidates=candidates,
+        device=device,
+        protocol=protocol,
+        seconds=seconds,
+        kernelbench=kernelbench_dir if beside else None,
+        progress=lambda label, done, total: console.update(f"{label} {done}/{total}", ""),
+    )
+    console.line(f"{result['candidates_per_second']:.2f} candidates a second")
+    if as_json:
+        _print_json(result)
+        return
+    columns = ["task", "seconds_per_candidate", "reference_ms", "statuses", "fast"]
+    columns += ["kernelbench_seconds_per_candidate", "ratio"] if beside else []
+    _print_table(columns, ([row[name] for name in columns] for row in result["tasks"]))
+    for name in ("device", "candidates_per_second", "ratio", "identical"):
+        if name in result:
+            print(f"{name:24} {_cell(result[name])}")
+
+
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Try all that a default run needs on this machine."""
@@ -307,6 +355,19 @@ def doctor(as_json: Json = False) -> None:
         for finding in findings:
             print(f"{'ok  ' if finding.ok else 'FAIL'} {finding.name}: {finding.text}")
     raise typer.Exit(0 if all(finding.ok for finding in findings) else 3)
+
+
+def _tasks_named(
+    ids: str, source: str, level: int, scale: str, kernelbench_dir: str | None
+) -> list[Any]:
+    """The tasks of `--tasks 4,5,12`."""
+    from ttkit.tasks import load_tasks
+
+    known = {str(task.id): task for task in load_tasks(source, level, scale, kernelbench_dir)}
+    names = [text.strip() for text in ids.split(",") if text.strip()]
+    if wrong := [text for text in names if text not in known]:
+        raise UsageError(f"--tasks: there is no task {wrong[0]} in {source} level {level}")
+    return [known[name] for name in names]
 
 
 def _print_json(data: Any) -> None:

@@ -10,7 +10,8 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ttkit.verify.launcher import Launcher, Worker
 from ttkit.verify.limits import FIRST_UID, OUTPUT_NAME
 from ttkit.verify.protocol import Limits, Protocol
 from ttkit.verify.session import Session
-from ttkit.verify.sides import Outcome, RefereeHandle, Side, ask_referee
+from ttkit.verify.sides import Outcome, RefereeHandle, Side, ask_referee, has_children
 from ttkit.verify.verdict import Verdict
 
 WARM_REFEREES = 4
@@ -78,45 +79,68 @@ class Desk:
         self.cores, self.judge_cores = share_cores(room.device) if alone else ([], set())
 
     def verify(self, task: Task, source: str) -> Verdict:
-        started = time.monotonic()
-        v = self.room
+        return next(self.verify_several(task, [source]))
+
+    def verify_several(self, task: Task, sources: Sequence[str]) -> Iterator[Verdict]:
+        """Verdicts on candidates of one task, in order.
+
+        All are loaded (compiled, their device context made) side by side before the first of them
+        is checked and timed, so that no loading ever overlaps a timing; whoever waits is frozen.
+        """
+        room = self.room
+        with contextlib.ExitStack() as stack:
+            if room.protocol.exclusive:
+                stack.enter_context(device_lock(room.device))
+                stack.enter_context(pinned(self.judge_cores))
+            started = time.monotonic()
+            try:
+                referee = self._referee(task)
+                referee.ask("renew")
+            except (InfraError, OSError) as error:
+                self._drop(task.sha256)
+                for _ in sources:
+                    yield self._verdict(Verdict("infra_error", _why(error)), started)
+                return
+            candidates = [Candidate(self, task, source, referee) for source in sources]
+            for candidate in candidates:
+                stack.enter_context(candidate)
+            if len(candidates) > 1:
+                with ThreadPoolExecutor(len(candidates)) as pool:
+                    list(pool.map(Candidate.load, candidates))
+            loading = (time.monotonic() - started) / len(candidates)
+            for candidate in candidates:
+                yield self._judge(task, referee, candidate, time.monotonic() - loading)
+                candidate.close()
+
+    def _judge(
+        self, task: Task, referee: RefereeHandle, candidate: Candidate, started: float
+    ) -> Verdict:
         session: Session | None = None
-        record: dict[str, Any] = {}
+        record: dict[str, Any] = {"contention": contention_record(self.room.device)}
         try:
             with contextlib.ExitStack() as stack:
-                if v.protocol.exclusive:
-                    stack.enter_context(device_lock(v.device))
-                    stack.enter_context(pinned(self.judge_cores))
-                referee = self._referee(task)
-                record["contention"] = contention_record(v.device)
-                referee.ask("renew")
-                candidate = stack.enter_context(self._side(source, task, trusted=False))
-                candidate.load(referee.info, _pick(referee.fds, CANDIDATE_FDS))
-                record["guards"] = candidate.guards
-                session = Session(referee, candidate, v.protocol, v.limits)
+                side = candidate.side()
+                record["guards"] = side.guards
+                session = Session(referee, side, self.room.protocol, self.room.limits)
                 session.check_values()
                 twin = referee.twin or stack.enter_context(self._twin(task, referee))
                 session.measure(twin)
                 if referee.twin is None:  # on CUDA it takes seconds to start another process
-                    self._relaunch(source, task, referee, session)
+                    self._relaunch(candidate.source, task, referee, session)
             verdict = Verdict("correct", _describe(session.record))
         except Outcome as outcome:
             verdict = Verdict(outcome.status, outcome.reason, flags=outcome.flags)
-        except InfraError as error:
+        except (InfraError, OSError) as error:
             self._drop(task.sha256)
-            verdict = Verdict("infra_error", str(error))
-        except OSError as error:
-            self._drop(task.sha256)
-            verdict = Verdict("infra_error", f"the system refused: {error}")
+            verdict = Verdict("infra_error", _why(error))
         if session is not None:
             record.update(session.record, checks=tuple(session.checks))
-        return replace(
-            verdict,
-            **record,
-            protocol=v.protocol.name,
-            device=v.device,
-            seconds=time.monotonic() - started,
-        )
+        return self._verdict(replace(verdict, **record), started)
+
+    def _verdict(self, verdict: Verdict, started: float) -> Verdict:
+        room = self.room
+        seconds = time.monotonic() - started
+        return replace(verdict, protocol=room.protocol.name, device=room.device, seconds=seconds)
 
     def _relaunch(self, source: str, task: Task, referee: RefereeHandle, session: Session) -> None:
         """Measure a narrow winner again, both sides in fresh processes, while it stays one.
@@ -246,6 +270,54 @@ class Desk:
     def close(self) -> None:
         for key in list(self.referees):
             self._drop(key)
+
+
+class Candidate:
+    """One candidate's process; a context manager. What loading failed with is kept until asked."""
+
+    def __init__(self, desk: Desk, task: Task, source: str, referee: RefereeHandle):
+        self.source = source
+        self._desk, self._task, self._referee = desk, task, referee
+        self._stack = contextlib.ExitStack()
+        self._side: Side | None = None
+        self._failure: Exception | None = None
+
+    def __enter__(self) -> Candidate:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def load(self) -> None:
+        """Start the process, let it load, freeze it. Never raises."""
+        try:
+            open_side = self._desk._side(self.source, self._task, trusted=False)
+            side = self._stack.enter_context(open_side)
+            side.load(self._referee.info, _pick(self._referee.fds, CANDIDATE_FDS))
+            side.freeze()
+            if has_children(side.worker.pid):
+                text = "a process of its own is alive after it was loaded"
+                raise Outcome("rejected", text, "child_process")
+            self._side = side
+        except (Outcome, InfraError, OSError) as error:
+            self._failure = error
+
+    def side(self) -> Side:
+        """The loaded side, ready to run. Raises what loading failed with."""
+        if self._side is None and self._failure is None:
+            self.load()
+        if self._failure is not None:
+            raise self._failure
+        assert self._side is not None
+        self._side.thaw()
+        return self._side
+
+
+def _why(error: Exception) -> str:
+    return str(error) if isinstance(error, InfraError) else f"the system refused: {error}"
 
 
 def _pick(fds: dict[str, int], names: tuple[str, ...]) -> list[int]:

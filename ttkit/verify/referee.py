@@ -43,6 +43,7 @@ SLOT_BYTES = {"cpu": 64 << 20, "cuda": 2 << 30}
 # inputs and outputs.
 KEEP_BYTES = {"cpu": 16 << 20, "cuda": 128 << 20}
 PROBES = 9
+PAGE, POISON = 4096, 16
 
 
 class Referee:
@@ -188,13 +189,16 @@ class Referee:
         }
 
     def do_cover(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Between a run and its delivery: poison the inputs.
+        """Between a run and its delivery: poison some of every page of the inputs.
 
         Then an output that is a view of an input, or is yet to be computed from one, is wrong.
         """
         self._look_for_changes()
         if not self.habits["aliases"]:
-            self.inputs.base.fill_(255)
+            pages = self.inputs.base[: self.inputs.size // PAGE * PAGE].view(-1, PAGE)
+            start = secret_seed() % (PAGE // POISON) * POISON
+            pages[:, start : start + POISON] = 255
+            self.inputs.base[:POISON] = 255
             self._synchronize()
         return {}
 

@@ -6,12 +6,14 @@ The calling process is the judge: it holds the only clock, needs no torch, and r
 from __future__ import annotations
 
 import atexit
+import itertools
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 from ttkit.errors import UsageError
 from ttkit.tasks import Task
@@ -20,6 +22,10 @@ from ttkit.verify.desk import Desk, Room
 from ttkit.verify.device import device_name
 from ttkit.verify.protocol import Limits, Protocol, protocol_named
 from ttkit.verify.verdict import Verdict
+
+# On CUDA a process takes a third of a second to start and a compiler minutes: so many candidates
+# of one task are loaded side by side. On CPU loading is cheap, and there are no cores to spare.
+LOADED_TOGETHER = 8
 
 
 class Verifier:
@@ -75,21 +81,11 @@ class Verifier:
         `fresh` measures again even if the cache knows the answer. Never raises for anything the
         candidate does; raises InfraError only when verdicts can no longer be kept.
         """
-        key = verdict_key(
-            task, source, self.protocol, self.limits, device_name(self.device), self.workers
-        )
-        if not fresh and (known := self.cache.get(key)) is not None:
-            return known
-        try:
-            verdict = self._desk().verify(task, source)
-        except BaseException:
-            # Interrupted: no candidate may go on running.
-            self.close()
-            raise
-        contended = verdict.contention.get("busy", False)
-        if verdict.status != "infra_error" and not (verdict.status == "timeout" and contended):
-            self.cache.put(key, verdict)
-        return verdict
+        return self.verify_many([(task, source)], fresh=fresh)[0]
+
+    def _key(self, task: Task, source: str) -> str:
+        name = device_name(self.device)
+        return verdict_key(task, source, self.protocol, self.limits, name, self.workers)
 
     def verify_many(
         self,
@@ -105,9 +101,8 @@ class Verifier:
         come in, once for each index.
         """
         groups: OrderedDict[str, list[int]] = OrderedDict()
-        name = device_name(self.device)
         for index, (task, source) in enumerate(items):
-            key = verdict_key(task, source, self.protocol, self.limits, name, self.workers)
+            key = self._key(task, source)
             groups.setdefault(f"{key}{index}" if fresh else key, []).append(index)
         verdicts: dict[int, Verdict] = {}
 
@@ -117,23 +112,56 @@ class Verifier:
                 if on_verdict is not None:
                     on_verdict(index, verdict)
 
-        if self.workers == 1:
-            for indices in groups.values():
-                give(indices, self.verify(*items[indices[0]], fresh=fresh))
-        else:
-            with ThreadPoolExecutor(self.workers) as pool:
-                futures = {
-                    pool.submit(self.verify, *items[g[0]], fresh=fresh): g for g in groups.values()
-                }
-                try:
-                    for future in as_completed(futures):
-                        give(futures[future], future.result())
-                except BaseException:
-                    for future in futures:
-                        future.cancel()
-                    self.close()
-                    raise
+        todo: list[list[int]] = []
+        for key, indices in groups.items():
+            known = None if fresh else self.cache.get(key)
+            if known is None:
+                todo.append(indices)
+            else:
+                give(indices, known)
+        try:
+            if self.workers == 1:
+                for batch in self._batches(items, todo):
+                    for indices, verdict in zip(batch, self._measure(items, batch), strict=True):
+                        give(indices, verdict)
+            else:
+                with ThreadPoolExecutor(self.workers) as pool:
+                    futures = {pool.submit(self._measure_one, items, g): g for g in todo}
+                    try:
+                        for future in as_completed(futures):
+                            give(futures[future], future.result())
+                    except BaseException:
+                        for future in futures:
+                            future.cancel()
+                        raise
+        except BaseException:
+            # Interrupted: no candidate may go on running.
+            self.close()
+            raise
         return [verdicts[index] for index in range(len(items))]
+
+    def _batches(self, items: Sequence[tuple[Task, str]], todo: list[list[int]]) -> Iterator[Any]:
+        """Neighbours of one task, as many as are loaded side by side."""
+        size = 1 if self.device == "cpu" else LOADED_TOGETHER
+        for _, group in itertools.groupby(todo, lambda g: items[g[0]][0].sha256):
+            batch = list(group)
+            for start in range(0, len(batch), size):
+                yield batch[start : start + size]
+
+    def _measure(
+        self, items: Sequence[tuple[Task, str]], batch: list[list[int]]
+    ) -> Iterator[Verdict]:
+        task = items[batch[0][0]][0]
+        sources = [items[indices[0]][1] for indices in batch]
+        found = self._desk().verify_several(task, sources)
+        for source, verdict in zip(sources, found, strict=True):
+            contended = verdict.contention.get("busy", False)
+            if verdict.status != "infra_error" and not (verdict.status == "timeout" and contended):
+                self.cache.put(self._key(task, source), verdict)
+            yield verdict
+
+    def _measure_one(self, items: Sequence[tuple[Task, str]], indices: list[int]) -> Verdict:
+        return next(self._measure(items, [indices]))
 
     def _desk(self) -> Desk:
         desk = getattr(self._local, "desk", None)

@@ -1,0 +1,189 @@
+"""How many candidates a second the verifier judges, and how many KernelBench's own evaluator does.
+
+The candidates are the reference's own lines behind an assignment that makes each a different text:
+honest, correct, and nothing to be had from a cache. `evaluate_like_kernelbench` runs the
+evaluator of a KernelBench clone, in a process of its own, the way the paper's fast proxy does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ttkit.errors import InfraError, UsageError
+from ttkit.prompts import candidate_source
+from ttkit.tasks import Task
+from ttkit.verify import Verifier
+from ttkit.verify.device import device_name
+from ttkit.verify.protocol import Protocol, protocol_named
+
+IDENTICAL = 1000
+
+# Run by a Python of its own: `eval.py` of the clone imports service clients that no evaluation
+# needs, which are replaced by empty modules where they are not installed.
+EVALUATOR = """
+import importlib.util, json, sys, time, types
+for name in ("litellm", "openai", "dotenv"):
+    if importlib.util.find_spec(name) is None:
+        module = types.ModuleType(name)
+        module.completion = module.OpenAI = module.load_dotenv = None
+        sys.modules[name] = module
+sys.path.insert(0, sys.argv[1] + "/src")
+import torch
+from kernelbench.eval import eval_kernel_against_ref
+for line in sys.stdin:
+    task = json.loads(line)
+    for source in task["sources"]:
+        started = time.perf_counter()
+        found = eval_kernel_against_ref(
+            task["code"], source, num_correct_trials=1, num_perf_trials=5,
+            measure_performance=True, device=torch.device("cuda:0"),
+        )
+        seconds = time.perf_counter() - started
+        row = {"seconds": seconds} | dict.fromkeys(("compiled", "correct", "ms", "reference_ms"))
+        if found is not None:
+            row |= {"compiled": found.compiled, "correct": found.correctness}
+            row |= {"ms": found.runtime, "reference_ms": getattr(found, "ref_runtime", None)}
+        print("ROW " + json.dumps(row), flush=True)
+"""
+
+
+def variants(task: Task, count: int) -> list[str]:
+    """`count` different sources that do just what the reference does."""
+    return [candidate_source(task, f"_ = {i}\n{task.forward_body}") for i in range(count)]
+
+
+def bench(
+    tasks: Sequence[Task],
+    *,
+    candidates: int = 4,
+    device: str = "cpu",
+    protocol: str | Protocol = "rigorous",
+    seconds: float | None = None,
+    kernelbench: str | None = None,
+    progress: Callable[[str, int, int], None] = lambda label, done, total: None,
+) -> dict[str, Any]:
+    """Candidates a second, per task and overall, as a dictionary for JSON.
+
+    `seconds` bounds one timing phase. With `kernelbench`, a clone, its evaluator (1 correctness
+    trial, 5 timed runs) judges the same candidates afterwards; needs CUDA. Raises UsageError for
+    nonsense, InfraError when the evaluator does not run.
+    """
+    if candidates < 1 or not tasks:
+        raise UsageError("a benchmark needs at least one task and one candidate")
+    if kernelbench and device == "cpu":
+        raise UsageError("KernelBench's evaluator needs a GPU: give --device cuda")
+    settings = protocol_named(protocol)
+    if seconds is not None:
+        settings = replace(settings, seconds=seconds)
+    rows = []
+    with Verifier(settings, device) as verifier:
+        first = variants(tasks[0], 1)[0]
+        verifier.verify(tasks[0], first)  # starts the fork server; measures the ceilings
+        for number, task in enumerate(tasks):
+            rows.append(_ours(verifier, task, variants(task, candidates)))
+            progress("verified tasks", number + 1, len(tasks))
+        many = _identical(verifier, tasks[0], first)
+    result: dict[str, Any] = {
+        "device": device_name(device),
+        "protocol": settings.name,
+        "candidates_per_task": candidates,
+        "tasks": rows,
+        "candidates_per_second": candidates * len(rows) / sum(row["seconds"] for row in rows),
+        "identical": many,
+    }
+    if kernelbench:
+        _beside(result, tasks, kernelbench, candidates, progress)
+    return result
+
+
+def _ours(verifier: Verifier, task: Task, sources: list[str]) -> dict[str, Any]:
+    started = time.perf_counter()
+    verdicts = verifier.verify_many([(task, source) for source in sources])
+    seconds = time.perf_counter() - started
+    return {
+        "task": task.key,
+        "name": task.name,
+        "seconds": seconds,
+        "seconds_per_candidate": seconds / len(sources),
+        "statuses": sorted({v.status for v in verdicts}),
+        "reasons": sorted({v.reason for v in verdicts if not v.correct}),
+        "fast": sum(v.fast() for v in verdicts),
+        "reference_ms": verdicts[0].to_dict()["reference_ms"],
+        "n_pairs": [v.n_pairs for v in verdicts],
+    }
+
+
+def _identical(verifier: Verifier, task: Task, source: str) -> dict[str, Any]:
+    started = time.perf_counter()
+    verifier.verify_many([(task, source)] * IDENTICAL)
+    return {"candidates": IDENTICAL, "seconds": time.perf_counter() - started}
+
+
+def _beside(
+    result: dict[str, Any],
+    tasks: Sequence[Task],
+    clone: str,
+    candidates: int,
+    progress: Callable[[str, int, int], None],
+) -> None:
+    """Adds KernelBench's seconds to each row, and the ratios."""
+    theirs = evaluate_like_kernelbench(
+        clone, [(task, variants(task, candidates)) for task in tasks], progress
+    )
+    for row, found in zip(result["tasks"], theirs, strict=True):
+        seconds = sum(item["seconds"] for item in found) / len(found)
+        row["kernelbench_seconds_per_candidate"] = seconds
+        row["kernelbench_correct"] = sum(bool(item["correct"]) for item in found)
+        row["ratio"] = seconds / row["seconds_per_candidate"]
+    ours = sum(row["seconds_per_candidate"] for row in result["tasks"])
+    result["ratio"] = sum(r["kernelbench_seconds_per_candidate"] for r in result["tasks"]) / ours
+
+
+def evaluate_like_kernelbench(
+    clone: str,
+    work: Sequence[tuple[Task, list[str]]],
+    progress: Callable[[str, int, int], None] = lambda label, done, total: None,
+) -> list[list[dict[str, Any]]]:
+    """What the evaluator of a KernelBench clone says of each source of each task.
+
+    Dictionaries with seconds, compiled, correct, ms and reference_ms (None where it failed), one
+    process for all. Raises UsageError for a folder without it, InfraError when it ends early.
+    """
+    if not Path(clone, "src", "kernelbench", "eval.py").is_file():
+        raise UsageError(f"{clone} is no KernelBench clone: it has no src/kernelbench/eval.py")
+    command = [sys.executable, "-c", EVALUATOR, clone]
+    found: list[list[dict[str, Any]]] = []
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            for task, sources in work:
+                line = json.dumps({"code": task.code, "sources": sources})
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.write(line + "\n")
+                    process.stdin.flush()
+                found.append([])
+                while len(found[-1]) < len(sources):
+                    said = process.stdout.readline()
+                    if not said:
+                        errors.seek(0)
+                        last = (errors.read().strip().splitlines() or ["it said nothing"])[-1]
+                        raise InfraError(f"KernelBench's evaluator ended early: {last}")
+                    if said.startswith("ROW "):
+                        found[-1].append(json.loads(said.removeprefix("ROW ")))
+                progress("evaluated by KernelBench", len(found), len(work))
+        finally:
+            process.kill()
+            process.wait()
+    return found
