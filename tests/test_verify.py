@@ -1,4 +1,7 @@
-"""Every outcome of the verifier, bad input, and cheats, each on a real run."""
+"""Every outcome of the verifier, and bad input, each on a real run.
+
+Cheats and hostile candidates: tests/adversarial.
+"""
 
 from __future__ import annotations
 
@@ -114,7 +117,7 @@ def test_a_narrow_winner_is_measured_again_in_fresh_processes():
 
 
 WRONG = {
-    "plain": "return x",
+    "plain": "return x + 1",
     "nan": forward("", "out[3, 5] = float('nan')\nreturn out"),
     "one element": forward("", "out[3, 5] += 0.01\nreturn out"),
     "dtype": forward("", "return out.double()"),
@@ -170,151 +173,6 @@ def test_errors_have_their_own_status_and_a_reason(verifier, name):
     assert "\n" not in verdict.reason
 
 
-CHEATS = {
-    "mutated input": (forward("", "x.mul_(2)\nreturn out"), "inputs_mutated"),
-    "subclass": (
-        forward("class T(torch.Tensor): pass", "return out.as_subclass(T)"),
-        "output_type",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", CHEATS)
-def test_cheats_are_rejected_by_name(verifier, name):
-    text, flag = CHEATS[name]
-    verdict = verifier.verify(TASK, body(text))
-    assert verdict.status == "rejected", verdict
-    assert verdict.flags == (flag,)
-
-
-def test_an_output_that_aliases_an_input_is_rejected(verifier):
-    code = CODE.replace("return out", "return x * 1.0")
-    task = Task("file", 0, 2, "copy", code)
-    verdict = verifier.verify(task, candidate_source(task, "return x"))
-    assert (verdict.status, verdict.flags) == ("rejected", ("output_aliases_input",))
-    honest = verifier.verify(task, candidate_source(task, "return x.clone()"))
-    assert honest.status == "correct", honest.reason
-
-
-def test_a_result_kept_by_pointer_is_incorrect(verifier):
-    text = (
-        "key = (x.data_ptr(), y.data_ptr())\n"
-        "kept = self.__dict__.setdefault('kept', {})\n"
-        "if key not in kept:\n"
-        "    out = x * self.k\n"
-        "    for _ in range(4):\n"
-        "        out = torch.sin(out) * 0.5 + y\n"
-        "    kept[key] = out\n"
-        "return kept[key]"
-    )
-    verdict = verifier.verify(TASK, body(text))
-    assert verdict.status == "incorrect", verdict
-
-
-def test_work_left_to_a_thread_never_counts_as_saved(verifier):
-    text = (
-        "import threading\n"
-        "out = torch.zeros_like(x)\n"
-        "def work():\n"
-        "    r = x * self.k\n"
-        "    for _ in range(4):\n"
-        "        r = torch.sin(r) * 0.5 + y\n"
-        "    out.copy_(r)\n"
-        "threading.Thread(target=work).start()\n"
-        "return out"
-    )
-    verdict = verifier.verify(TASK, body(text))
-    assert verdict.status in ("incorrect", "rejected"), verdict
-
-
-def test_work_left_to_the_delivery_is_rejected(verifier):
-    top = """
-import ttkit.verify.worker as harness
-def late(self, which, tree, types, targets, honest=harness.Runner.deliver):
-    self.outputs = [output() if callable(output) else output for output in self.outputs]
-    return honest(self, which, tree, types, targets)
-harness.Runner.deliver = late
-harness.Runner.aliases = lambda *a: False
-"""
-    code = CODE.replace("range(4)", "range(40)")
-    task = Task("file", 0, 3, "long", code)
-    text = (
-        "def later():\n"
-        + "\n".join(f"    {line}" for line in task.forward_body.splitlines())
-        + "\nreturn later"
-    )
-    source = candidate_source(task, text).replace("class ModelNew", f"{top}\nclass ModelNew")
-    verdict = verifier.verify(task, source)
-    assert (verdict.status, verdict.flags) == ("rejected", ("tampered_runtime",)), verdict
-
-
-def test_a_forged_answer_on_the_channel_gains_nothing(verifier):
-    forged = 'import os\nos.write(3, b\'{"values": [], "strides": [[257, 1]]}\')\nreturn x'
-    assert not verifier.verify(TASK, body(forged)).correct
-    garbage = verifier.verify(TASK, body("import os\nos.write(3, b'\\x80garbage')\nreturn x"))
-    assert (garbage.status, garbage.flags) == ("rejected", ("forged_answer",))
-    endless = "import os\nwhile True: os.write(3, b'{}')"
-    assert not verifier.verify(TASK, body(endless)).correct
-
-
-def test_patched_clocks_and_comparisons_are_rejected(verifier):
-    top = """
-import time
-time.perf_counter = time.monotonic = time.time = lambda: 0.0
-torch.allclose = torch.equal = lambda *a, **k: True
-torch.cuda.synchronize = lambda *a: None
-"""
-    for text in ("return x", TASK.forward_body):
-        verdict = verifier.verify(TASK, module(top, text))
-        assert (verdict.status, verdict.flags) == ("rejected", ("tampered_runtime",)), verdict
-
-
-def test_secrets_of_the_environment_are_not_visible(monkeypatch):
-    monkeypatch.setenv("TTKIT_TEST_SECRET", "hunter2")
-    text = forward(
-        "import os, glob\n"
-        "seen = str(dict(os.environ))\n"
-        "for path in glob.glob('/proc/[0-9]*/environ'):\n"
-        "    try:\n"
-        "        seen += open(path, errors='replace').read()\n"
-        "    except OSError:\n"
-        "        pass\n"
-        "if 'hunter2' in seen: raise ValueError('leaked')"
-    )
-    with Verifier(QUICK, limits=LIMITS) as v:
-        verdict = v.verify(TASK, body(text))
-    assert verdict.status == "correct", verdict.reason
-
-
-def test_a_child_left_behind_is_ended(verifier, tmp_path):
-    text = forward(
-        "import os, time\n"
-        "if os.fork() == 0:\n"
-        "    os.setsid()\n"
-        "    if os.fork() == 0:\n"
-        "        import ctypes\n"
-        "        ctypes.CDLL(None).prctl(15, b'ttkit-orphan', 0, 0, 0)\n"
-        "        time.sleep(600)\n"
-        "    os._exit(0)"
-    )
-    verifier.verify(TASK, body(text))
-    assert _gone(lambda: "ttkit-orphan" in _process_names())
-
-
-def test_files_outside_the_scratch_directory_stay_as_they_are(verifier, tmp_path):
-    target = tmp_path / "victim"
-    target.write_text("before")
-    tmp_path.chmod(0o777)
-    target.chmod(0o666)
-    text = forward(f"open('note', 'w').write('fine')\nopen({str(target)!r}, 'w').write('after')")
-    verdict = verifier.verify(TASK, body(text))
-    if verdict.guards["read_only_files"]:
-        assert verdict.status == "runtime_error", verdict
-        assert target.read_text() == "before"
-    else:
-        assert verdict.status == "correct"
-
-
 def test_a_reference_that_fails_is_never_the_candidates_fault(verifier):
     broken = Task("file", 0, 4, "broken", CODE.replace("out = x * self.k", "out = x @ y"))
     verdict = verifier.verify(broken, body(TASK.forward_body))
@@ -362,7 +220,7 @@ def test_weights_integers_nested_outputs_and_numbers(verifier):
 def test_the_papers_protocols_report_a_ratio_of_means():
     for name, runs in (("fast-proxy", 5), ("full", 50)):
         with Verifier(name, limits=LIMITS, workers=2) as v:
-            items = [(TASK, body(TASK.forward_body)), (TASK, body("return x"))]
+            items = [(TASK, body(TASK.forward_body)), (TASK, body("return x + 1"))]
             right, wrong = v.verify_many(items)
         assert right.status == "correct", right.reason
         assert right.n_pairs == runs
@@ -378,11 +236,11 @@ def test_wrong_settings_are_refused_in_one_sentence():
 
 
 def test_a_killed_fork_server_is_started_again(verifier):
-    verifier.verify(TASK, body("return x"))
+    verifier.verify(TASK, body("return x + 1"))
     process = verifier._room.launcher._process
     process.kill()
     process.wait()
-    first = verifier.verify(TASK, body("return y"))
+    first = verifier.verify(TASK, body("return y + 1"))
     second = verifier.verify(TASK, body("return y + 0"))
     assert first.status in ("infra_error", "incorrect")
     assert second.status == "incorrect", second
@@ -390,7 +248,7 @@ def test_a_killed_fork_server_is_started_again(verifier):
 
 def test_a_closed_verifier_leaves_no_process_and_no_directory():
     with Verifier(QUICK, limits=LIMITS) as v:
-        v.verify(TASK, body("return x"))
+        v.verify(TASK, body("return x + 1"))
         scratch = Path(v._room.scratch_root())
         server = v._room.launcher._process.pid
         assert scratch.exists()
@@ -404,16 +262,6 @@ def _running(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def _process_names() -> set[str]:
-    names = set()
-    for path in Path("/proc").glob("[0-9]*/comm"):
-        try:
-            names.add(path.read_text().strip())
-        except OSError:
-            continue
-    return names
 
 
 def _descendants(session: int) -> list[int]:

@@ -1,0 +1,53 @@
+"""Lines that several cases use."""
+
+from __future__ import annotations
+
+THREADS = "from threading import Thread"
+
+# Work put off, on copies of the inputs: what lies in the shared memory may change meanwhile.
+LATER = """
+x, y = x.clone(), y.clone()
+def later():
+    WORK
+    return out
+""".lstrip()
+
+# What a candidate finds among its own descriptors: the memory that it shares with others.
+ARENAS = """
+import mmap, os
+def arenas():
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if "ttkit" in os.readlink(f"/proc/self/fd/{name}"):
+                yield mmap.mmap(int(name), 0)
+        except (OSError, ValueError):
+            continue
+def overwrite(tensor, value):
+    old = bytes(tensor.detach().contiguous().view(torch.uint8).numpy())
+    for arena in arenas():
+        at = arena.find(old)
+        while at >= 0:
+            new = torch.full_like(tensor.detach().contiguous(), value)
+            try:
+                arena[at : at + len(old)] = bytes(new.view(torch.uint8).numpy())
+            except (TypeError, ValueError):
+                break
+            at = arena.find(old, at + len(old))
+"""
+
+# Right while others watch, and what the reference will say once its weights are gone.
+WEIGHTLESS = """
+self.calls = getattr(self, "calls", 0) + 1
+if self.calls > 14:
+    return self.shift.expand(x.shape).clone()
+WORK
+for weights in (self.layer.weight, self.layer.bias):
+    overwrite(weights, {value})
+return out
+"""
+
+# The harness asks the process itself whether anything was replaced: told no.
+SILENT = """
+import ttkit.verify.watch as watch
+watch.Before.changes = lambda self: {}
+"""

@@ -1,0 +1,195 @@
+"""The suite's tasks, in KernelBench's file format: each `forward` ends with `return out`."""
+
+from __future__ import annotations
+
+import textwrap
+
+from ttkit.tasks import Task
+
+_LAYOUT = """
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+class Model(nn.Module):
+    def __init__(self{init_args}):
+        super().__init__()
+{init}
+
+    def forward(self, {args}):
+{forward}
+
+def get_inputs():
+    return [{inputs}]
+
+def get_init_inputs():
+    return [{init_inputs}]
+"""
+
+
+def task(
+    name: str,
+    args: str,
+    forward: str,
+    inputs: str,
+    init: str = "pass",
+    init_args: str = "",
+    init_inputs: str = "",
+) -> Task:
+    """A task of one module."""
+    code = _LAYOUT.format(
+        args=args,
+        forward=textwrap.indent(forward.strip("\n"), " " * 8),
+        inputs=inputs,
+        init=textwrap.indent(init.strip("\n"), " " * 8),
+        init_args=init_args,
+        init_inputs=init_inputs,
+    )
+    return Task("file", 0, 0, name, code)
+
+
+def _sines(name: str, rows: int, columns: int, steps: int) -> Task:
+    forward = (
+        f"out = x * self.k\nfor _ in range({steps}):\n"
+        "    out = torch.sin(out) * 0.5 + y\nreturn out"
+    )
+    inputs = f"torch.randn({rows}, {columns}), torch.randn({rows}, {columns})"
+    return task(name, "x, y", forward, inputs, "self.k = k", ", k", "3")
+
+
+# About 0.4 ms, 5 ms and 0.04 ms on one core: work enough for a cheat to be worth it, work whose
+# reappearing no noise can hide, and calls so short that a timed run makes many of them.
+SINES = _sines("sines", 128, 256, 4)
+LONG = _sines("long sines", 256, 256, 60)
+BRIEF = _sines("brief sines", 4, 16, 10)
+TINY = task("tiny", "x", "out = torch.relu(x) * 2\nreturn out", "torch.randn(8, 16)")
+
+LAYER = task(
+    "layer",
+    "x",
+    "out = torch.relu(self.layer(x)) * 2 + self.shift\nreturn out",
+    "torch.randn(512, 128)",
+    'self.layer = nn.Linear(128, 128)\nself.register_buffer("shift", torch.rand(128))',
+)
+TWO_LAYERS = task(
+    "two layers",
+    "x",
+    "out = self.second(self.first(x))\nreturn out",
+    "torch.randn(512, 128)",
+    "self.first = nn.Linear(128, 256)\nself.second = nn.Linear(256, 64)",
+)
+PRODUCT = task(
+    "product",
+    "a, b, v",
+    "out = (a @ b) @ v\nreturn out",
+    "torch.randn(256, 256), torch.randn(256, 256), torch.randn(256)",
+)
+# Its inputs take far longer to make than to use, so a verifier is tempted to use them again.
+DEAR = task(
+    "dear inputs",
+    "a, b",
+    "out = a @ b\nreturn out",
+    "torch.linalg.qr(torch.randn(256, 256))[0] + 0, torch.randn(256, 256)",
+)
+COPY = task("copy", "x", "out = x * 1.0\nreturn out", "torch.randn(256, 512)")
+PART = task("part", "x", "out = x[:, :256] + 0\nreturn out", "torch.randn(256, 512)")
+FLIPPED = task("flipped", "x", "out = -x\nreturn out", "torch.randn(256, 512)")
+TURNED = task("turned", "x", "out = x.transpose(0, 1)\nreturn out", "torch.randn(256, 512)")
+SPREAD = task(
+    "spread",
+    "x",
+    "out = x.mean(dim=1, keepdim=True).repeat(1, 512)\nreturn out",
+    "torch.randn(256, 512)",
+)
+LOGARITHM = task("logarithm", "x", "out = torch.log(x)\nreturn out", "torch.randn(256, 256)")
+NEAR_HALF = task(
+    "near a half",
+    "x",
+    "out = torch.sigmoid(x.sum(dim=1, keepdim=True) * x * 1e-6)\nreturn out",
+    "torch.randn(256, 256)",
+)
+UNIFORM = task(
+    "nearly uniform",
+    "x",
+    "out = torch.softmax(x * 1e-3, dim=1)\nreturn out",
+    "torch.randn(256, 256)",
+)
+FAINT = task(
+    "faint",
+    "x, y",
+    "out = torch.sin(x) * torch.cos(y) * 1e-6\nreturn out",
+    "torch.randn(256, 256), torch.randn(256, 256)",
+)
+FADING = task(
+    "fading",
+    "x",
+    "out = torch.sin(x) * torch.pow(0.5, torch.arange(64.0))\nreturn out",
+    "torch.randn(1024, 64)",
+)
+SQUARE_ROOT = task(
+    "iterations",
+    "x",
+    """
+out = torch.ones_like(x)
+for _ in range(12):
+    out = 0.5 * (out + (x * x + 1) / out)
+return out
+""",
+    "torch.randn(256, 256)",
+)
+DOUBLE = task(
+    "double",
+    "x",
+    "out = torch.exp(torch.sin(x.double())) + torch.cos(x.double())\nreturn out",
+    "torch.randn(256, 256)",
+)
+POSITIVE = task(
+    "positive",
+    "x",
+    "out = torch.abs(x) + torch.sqrt(torch.abs(x))\nreturn out",
+    "torch.rand(256, 256)",
+)
+SORTED = task(
+    "sorted",
+    "x",
+    "out = torch.sort(x, dim=1).values\nreturn out",
+    "torch.sort(torch.randn(128, 256), dim=1).values",
+)
+MASKED = task(
+    "masked",
+    "x, mask",
+    "out = torch.softmax(x.masked_fill(~mask, -1e9), dim=1)\nreturn out",
+    "torch.randn(256, 256), torch.ones(256, 256, dtype=torch.bool)",
+)
+PICKED = task(
+    "picked",
+    "x, index",
+    "out = torch.sin(x[index]) + 1\nreturn out",
+    "torch.randn(512, 256), torch.arange(512)",
+)
+CLAMPED = task(
+    "clamped", "x", "out = torch.clamp(x, -9, 9) * 3 + 1\nreturn out", "torch.randn(256, 256)"
+)
+ROWS = task(
+    "rows",
+    "x",
+    "out = (x - x.mean(dim=1, keepdim=True)) / (x.var(dim=1, keepdim=True) + 1e-5).sqrt()\n"
+    "return out",
+    "torch.randn(256, 256)",
+)
+TRIANGLE = task(
+    "triangle",
+    "x",
+    "out = x @ torch.tril(torch.ones(x.shape[1], x.shape[1]))\nreturn out",
+    "torch.randn(256, 256)",
+)
+CENTRED = task(
+    "centred",
+    "x",
+    """
+out = x - x.mean(dim=1, keepdim=True)
+out = out / (out.square().mean(dim=1, keepdim=True) + 1e-5).sqrt()
+return out
+""",
+    "(lambda x: x - x.mean(dim=1, keepdim=True))(torch.randn(256, 256))",
+)
