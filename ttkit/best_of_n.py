@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import pandas as pd
 
 from ttkit import prompts
+from ttkit.errors import InfraError
 from ttkit.sampling import Sampler, SamplingParams
 from ttkit.tasks import Task
 from ttkit.verify import Verdict, Verifier
@@ -146,6 +147,7 @@ def judge(
     """Verdicts on the distinct candidates of `samples`: one row for each task and `code_sha256`.
 
     An `infra_error` is in the table but not in the journal, so that a continued run tries again.
+    Raises InfraError when every candidate ended so: a table of such rows would say nothing.
     """
     by_key = {task.key: task for task in tasks}
     distinct = samples.drop_duplicates(["task", "code_sha256"])[["task", "code", "code_sha256"]]
@@ -174,5 +176,10 @@ def judge(
     verifier.verify_many(items, on_verdict=keep)
     wanted = {(row.task, row.code_sha256) for row in distinct.itertuples()}
     kept = [row for row in journal.rows if (row["task"], row["code_sha256"]) in wanted]
+    if failed and not kept:
+        raise InfraError(
+            f"none of the {len(failed)} candidates could be judged; the first: "
+            f"{failed[0]['reason']}"
+        )
     # JSON has no nan, so what was not measured comes back as None.
     return pd.DataFrame(kept + failed).astype(dict.fromkeys(MEASURED, float))

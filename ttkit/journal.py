@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,14 +31,22 @@ def disk(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # Libraries written in other languages report a full disk as an error of their own.
+        # Libraries written in other languages report a full disk as an error of their own, and
+        # torch's archive writer only as a file position that it did not expect.
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        if not full and "No space left on device" not in str(error):
+        full = full or "No space left on device" in str(error)
+        if not full and not (isinstance(error, RuntimeError) and _free_bytes(path) < 1 << 20):
             raise
         raise InfraError(
             f"the disk is full: {path} could not be written; what was recorded before is kept, "
             "so free some space and give the same command again"
         ) from None
+
+
+def _free_bytes(path: Path) -> int:
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
 
 
 def _write_all(fd: int, data: bytes) -> None:

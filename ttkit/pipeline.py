@@ -240,7 +240,7 @@ def _execute(
                 parameters=parameters,
                 kernel_name="python3",
                 language="python",
-                extra_arguments=["--log-level=ERROR"],
+                extra_arguments=["--log-level=CRITICAL"],
                 cwd=str(root),
                 progress_bar=False,
                 coalesce_streams=True,
