@@ -51,9 +51,9 @@ def test_identical_candidates_are_measured_once_in_order(tmp_path):
             [(TASK, same), (TASK, wrong), (TASK, commented), (TASK, same)],
             lambda index, verdict: seen.append((index, verdict.status)),
         )
-    assert [x.status for x in verdicts] == ["correct", "incorrect", "correct", "correct"]
+    assert [x.status for x in verdicts] == ["correct", "rejected", "correct", "correct"]
     assert verdicts[0] is verdicts[2] is verdicts[3]
-    assert sorted(seen) == [(0, "correct"), (1, "incorrect"), (2, "correct"), (3, "correct")]
+    assert sorted(seen) == [(0, "correct"), (1, "rejected"), (2, "correct"), (3, "correct")]
     assert len(file.read_text().splitlines()) == 2
     with Verifier(QUICK, cache=file) as v:
         again = v.verify(TASK, commented)

@@ -323,7 +323,8 @@ class _Recorder(TrainerCallback):
         correct = [v.correct for v in verdicts]
         speedups = [v.speedup for v in verdicts]
         raw = rewards([t.key for t in chosen], correct, speedups, self.baseline)
-        values = [self.transform(r) for r in raw]
+        failed = np.array([v.status == "infra_error" for v in verdicts])
+        values = _neutral([self.transform(r) for r in raw], failed, self.run.group)
         gained = np.array([s for ok, s in zip(correct, speedups, strict=True) if ok])
         groups = np.reshape(values, (-1, self.run.group))
         self.rewarded = time.perf_counter()
@@ -375,6 +376,18 @@ class _Recorder(TrainerCallback):
             for task, speedups in saved["baseline"].items():
                 for speedup in speedups:
                     self.baseline.observe(task, True, speedup)
+
+
+def _neutral(values: list[float], failed: np.ndarray, group: int) -> list[float]:
+    """Rewards with those of samples that could not be judged replaced by their group's mean.
+
+    A failure of the harness is not the model's: such a sample gets no advantage.
+    """
+    rewards = np.reshape(values, (-1, group)).astype(float)
+    judged = ~failed.reshape(rewards.shape)
+    counts = np.maximum(judged.sum(axis=1, keepdims=True), 1)
+    means = (rewards * judged).sum(axis=1, keepdims=True) / counts
+    return np.where(judged, rewards, means).ravel().tolist()
 
 
 def _fixed_baseline(

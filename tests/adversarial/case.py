@@ -60,13 +60,15 @@ VALUES = frozenset(
         "values_shifted",
         "values_noncontiguous",
         "values_other_shapes",
+        "values_more_rows",
         "values_other_weights",
         "values_other_indices",
         "values_timed",
     )
 )
-# Caught on other inputs than the declared ones, or later than on the first.
-UNLIKE = VALUES - {"values_declared"}
+# Caught on other inputs than the declared ones (of other sizes, an old answer has another shape), or
+# later than on the first.
+UNLIKE = VALUES - {"values_declared"} | {"output_shape"}
 # What hands in late work: it reappears, it is not there when its output is fetched, or it needs
 # more of the machine than one core for the time of the call.
 LATE = frozenset(("deferred_work", "more_cores", "values_timed", "tampered_runtime"))

@@ -156,7 +156,7 @@ CASES = (
         SINES,
         "rows = x\nx, y = x[:128], y[:128]\nWORK\n"
         "return torch.cat([out, torch.zeros_like(rows)])[: len(rows)]",
-        "values_other_shapes",
+        "values_more_rows",
     ),
     cheat(
         20,

@@ -151,7 +151,7 @@ class CaseMaker:
     def _variation(self, name: str) -> Case:
         weights = None
         choices: Iterable[Any]
-        args = self._small_inputs() if name != variations.SHAPES else self.inputs()
+        args = self.inputs() if name == variations.SHAPES else self._small_inputs()
         if name == variations.WEIGHTS:
             weights = self._other_weights()
             if not weights:
@@ -161,6 +161,8 @@ class CaseMaker:
             choices = variations.reindexed(args)
         elif name == variations.SHAPES:
             choices = variations.reshaped(args)
+        elif name == variations.ROWS:
+            choices = variations.enlarged(args)
         else:
             choices = [variations.vary_freely(args, variations.VALUES[name])]
         why = "there is none"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -27,6 +28,8 @@ from ttkit.verify.sides import Outcome, RefereeHandle, Side, ask_referee, has_ch
 from ttkit.verify.verdict import Verdict
 
 WARM_REFEREES = 4
+# Words of a source that may take long to compile; who writes them in vain only waits longer.
+COMPILERS = r"\b(compile|triton|load_inline|cpp_extension|jit|cupy|numba|tilelang|cutlass)\b"
 FDS = ("inputs", "output", "twin_output", "weights")
 CANDIDATE_FDS = ("inputs", "output", "weights")
 TWIN_FDS = ("inputs", "twin_output", "weights")
@@ -40,17 +43,11 @@ class Room:
         self.protocol, self.device, self.limits = protocol, device, limits
         self.launcher = Launcher()
         self._lock = threading.Lock()
-        self._scratch: str | None = None
         self._ceiling: dict[str, float] | None = None
 
     def scratch_root(self) -> str:
         """The folder of all scratch directories, made when first needed."""
-        with self._lock:
-            if self._scratch is None:
-                self._scratch = tempfile.mkdtemp(prefix="ttkit-verify-")
-                # Others may pass through but not list: each worker's own folder is closed.
-                os.chmod(self._scratch, 0o711)
-            return self._scratch
+        return self.launcher.home()
 
     def ceiling(self, referee: Worker) -> dict[str, float]:
         """The device's read rates, measured once by the first referee."""
@@ -62,10 +59,6 @@ class Room:
     def close(self) -> None:
         """End the fork server with all its workers and remove the scratch folder."""
         self.launcher.close()
-        with self._lock:
-            if self._scratch is not None:
-                shutil.rmtree(self._scratch, ignore_errors=True)
-                self._scratch = None
 
 
 class Desk:
@@ -171,7 +164,8 @@ class Desk:
         worker = None
         try:
             worker = self._spawn("candidate", directory)
-            yield Side(worker, trusted, self.room.device, self.room.limits)
+            compiles = re.search(COMPILERS, source) is not None
+            yield Side(worker, trusted, self.room.device, self.room.limits, compiles)
         finally:
             if worker is not None:
                 worker.end()
@@ -245,13 +239,15 @@ class Desk:
             for path in (Path(directory), *Path(directory).iterdir()):
                 os.chown(path, uid, uid)
         caches = ("HOME", "TMPDIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
+        # A pool of compiling processes would outlive the compilation.
+        compiling = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
         spec = {
             "role": role,
             # torch.cuda.set_device wants a number.
             "device": "cuda:0" if v.device == "cuda" else v.device,
             "directory": directory,
             "cores": self.cores,
-            "environment": {k: directory for k in (*caches, "TORCH_EXTENSIONS_DIR")},
+            "environment": compiling | {k: directory for k in (*caches, "TORCH_EXTENSIONS_DIR")},
             "gpu_memory_fraction": limits.gpu_memory_fraction,
             "pid_namespace": role == "candidate" and cpu,
             "limits": {
@@ -261,7 +257,7 @@ class Desk:
                 "processes": limits.processes,
                 "open_files": limits.open_files,
                 "file_bytes": limits.file_bytes if cpu else limits.file_bytes_cuda,
-                "scratch_bytes": 4 * (limits.file_bytes if cpu else limits.file_bytes_cuda),
+                "scratch_bytes": 2 * (limits.file_bytes if cpu else limits.file_bytes_cuda),
             },
         }
         with open(os.path.join(directory, OUTPUT_NAME), "wb") as output:

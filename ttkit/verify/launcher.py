@@ -58,6 +58,7 @@ class Worker:
     channel: Channel
     status: Channel
     ended: int | None = None
+    cpu_seconds: float = 0.0  # known once it has ended
     lost: bool = False
 
     def exit_status(self, timeout: float = 2.0) -> int | None:
@@ -66,6 +67,7 @@ class Worker:
             try:
                 message, _ = self.status.recv(timeout)
                 self.ended = int(message["status"])
+                self.cpu_seconds = float(message["cpu_seconds"])
             except ChannelClosed:
                 self.lost = True
             except (ChannelTimeout, BadMessage):
@@ -101,9 +103,23 @@ class Launcher:
         self._process: subprocess.Popen | None = None
         self._control: Channel | None = None
         self._starts = 0
-        self._home = tempfile.TemporaryDirectory(prefix="ttkit-zygote-")
+        self._home: tempfile.TemporaryDirectory[str] | None = None
+        self._home_lock = threading.Lock()
         self.uid_usable = False
         self.user_namespace = False
+
+    def home(self) -> str:
+        """A folder that goes with the zygote, also when the judge is killed; made when needed.
+
+        Others may pass through but not list: each worker's own folder in it is closed.
+        """
+        with self._home_lock:
+            if self._home is None:
+                self._home = tempfile.TemporaryDirectory(
+                    prefix="ttkit-verify-", ignore_cleanup_errors=True
+                )
+                os.chmod(self._home.name, 0o711)
+            return self._home.name
 
     def start(self) -> None:
         """Start the zygote and wait until torch is imported. Raises InfraError if that fails."""
@@ -114,8 +130,8 @@ class Launcher:
         with tempfile.TemporaryFile() as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "ttkit.verify.zygote", str(theirs.fileno())],
-                env=scrubbed_environment(self._home.name),
-                cwd=self._home.name,
+                env=scrubbed_environment(self.home()),
+                cwd=self.home(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -196,4 +212,7 @@ class Launcher:
                     self._process.wait()
                 self._process = None
             self._starts = 0
-            self._home.cleanup()
+        with self._home_lock:
+            if self._home is not None:
+                self._home.cleanup()
+                self._home = None

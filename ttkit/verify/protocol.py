@@ -14,6 +14,7 @@ from ttkit.errors import UsageError
 VARIATION_NAMES = (
     "declared",
     "other_shapes",
+    "more_rows",
     "negated",
     "scaled",
     "large",
@@ -108,11 +109,13 @@ class Limits:
 
     `memory_bytes` is on top of what the harness itself uses. `run_factor` times the reference's
     time, but at least `run_seconds`, is the wall time of one call. Compiling an inline CUDA
-    extension takes a minute or two, so the load phase on CUDA has its own `load_seconds_cuda`.
+    extension takes a minute or two, so a source that names a compiler has `compile_seconds` to load
+    and for each call that is not timed.
     """
 
     load_seconds: float = 10.0
-    load_seconds_cuda: float = 240.0
+    load_seconds_cuda: float = 30.0
+    compile_seconds: float = 240.0
     run_seconds: float = 3.0
     run_factor: float = 100.0
     cpu_seconds: int = 60
@@ -121,5 +124,5 @@ class Limits:
     gpu_memory_fraction: float = 0.6
     processes: int = 128
     open_files: int = 256
-    file_bytes: int = 64 << 20
+    file_bytes: int = 256 << 20
     file_bytes_cuda: int = 1 << 30

@@ -78,7 +78,8 @@ class Race:
             else:
                 self._unpaired()
         finally:
-            self.reference.thaw()
+            for side in sides:
+                side.thaw()
 
     def _turn(self, side: Side, which: int, slots: list[int]) -> float:
         """Seconds of one call of `side`, on inputs written anew after the caches were flushed."""

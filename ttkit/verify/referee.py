@@ -110,8 +110,8 @@ class Referee:
             self.slot_bytes = input_bytes + 4096 - input_bytes % 256
         self.inputs = Arena(self.slot_bytes * self.slots, self.device)
         # One place for each side's output: neither ever sees what the other delivered.
-        self.output = Arena(output_bytes + 4096, self.device)
-        self.twin_output = Arena(output_bytes + 4096, self.device)
+        room = output_bytes + (output_bytes >> 2 if output_bytes <= LARGE_BYTES else 0) + 4096
+        self.output, self.twin_output = Arena(room, self.device), Arena(room, self.device)
         self.keep = input_bytes + output_bytes <= KEEP_BYTES[self.kind]
         # Fresh inputs for every pair where making them does not dwarf the pair itself.
         self.fresh = make_ms <= 4 * reference_ms + 5.0

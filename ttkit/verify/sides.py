@@ -75,8 +75,11 @@ def ask_referee(worker: Worker, message: dict[str, Any]) -> tuple[dict[str, Any]
 class Side:
     """One process that loads one implementation and runs it on request."""
 
-    def __init__(self, worker: Worker, trusted: bool, device: str, limits: Limits):
+    def __init__(
+        self, worker: Worker, trusted: bool, device: str, limits: Limits, compiles: bool = False
+    ):
         self.worker, self.trusted, self.device, self.limits = worker, trusted, device, limits
+        self.compile_seconds = limits.compile_seconds if compiles else 0.0
         # Serves several candidates, so that its history is its own.
         self.shared = False
         self.guards: dict[str, Any] = {}
@@ -94,7 +97,8 @@ class Side:
 
     def load(self, info: dict[str, Any], fds: Sequence[int]) -> None:
         """Load the module and build the model, with the reference's seed and weights."""
-        limit = self.limits.load_seconds if self.device == "cpu" else self.limits.load_seconds_cuda
+        usual = self.limits.load_seconds if self.device == "cpu" else self.limits.load_seconds_cuda
+        limit = max(usual, self.compile_seconds)
         try:
             hello, _ = self.worker.channel.recv(60.0)
         except (ChannelClosed, ChannelTimeout, BadMessage):
@@ -158,9 +162,14 @@ class Side:
         end = describe_exit(self.worker.exit_status())
         if self.worker.lost:
             raise InfraError("the verifier's fork server died")
-        if "SIGXCPU" in end:
+        # The first process of a pid namespace does not heed SIGXCPU; SIGKILL follows.
+        if "SIGXCPU" in end or self.worker.cpu_seconds >= self._cpu_limit():
             return Outcome("timeout", f"it used up its CPU time {doing}", "cpu_limit")
         return Outcome("runtime_error", f"its process died {doing}: {end}", "crashed")
+
+    def _cpu_limit(self) -> float:
+        limits = self.limits
+        return limits.cpu_seconds if self.device == "cpu" else limits.cpu_seconds_cuda
 
     def _watch_memory(self) -> None:
         # On CUDA no address-space limit is possible: the driver reserves terabytes.

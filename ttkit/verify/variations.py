@@ -65,6 +65,7 @@ VALUES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 # The rest are no functions of values.
 INDICES, SHAPES, WEIGHTS = "other_indices", "other_shapes", "other_weights"
+ROWS = "more_rows"
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -114,6 +115,22 @@ def reshaped(args: Any) -> Iterator[Any]:
         yield _cut(args, lambda t: [rest if n == batch else n for n in t.shape[:1]])
         first = id(tensors[0])
         yield _cut(args, lambda t: [rest] if id(t) == first else [])
+
+
+def enlarged(args: Any) -> Iterator[Any]:
+    """An eighth more rows, repeated from the front: of all tensors that share the first one's batch
+    size, or of the first tensor alone."""
+    tensors = list(_tensors(args))
+    if not tensors or not tensors[0].dim() or tensors[0].shape[0] < 2:
+        return
+    batch, first = tensors[0].shape[:1], tensors[0]
+    more = max(batch[0] // 8, 1)
+
+    def grown(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.cat([tensor, tensor[:more]])
+
+    yield _map(args, lambda t: grown(t) if t.shape[:1] == batch else t)
+    yield _map(args, lambda t: grown(t) if t is first else t)
 
 
 def reweighed(tensor: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ import gc
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -92,6 +93,9 @@ class _Server:
             for pid, _ in self.workers.values():
                 _kill(pid)
             _end_orphans(set())
+            # A judge that was killed cannot do it.
+            if "ttkit-verify-" in (home := os.environ["HOME"]):
+                shutil.rmtree(home, ignore_errors=True)
             os._exit(0)
 
     def _spawn(self, poll: select.poll) -> None:
@@ -149,7 +153,7 @@ class _Server:
         known = {pid: fd for fd, (pid, _) in self.workers.items()}
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
                 break
             if pid == 0:
@@ -163,7 +167,8 @@ class _Server:
                 with contextlib.suppress(KeyError, OSError):
                     poll.unregister(fd)
                 with contextlib.suppress(OSError):
-                    sock.send(json.dumps({"status": status}).encode())
+                    cpu = usage.ru_utime + usage.ru_stime
+                    sock.send(json.dumps({"status": status, "cpu_seconds": cpu}).encode())
                 sock.close()
         _end_orphans({pid for pid, _ in self.workers.values()})
 
