@@ -29,7 +29,8 @@ TYPES = (*SCALARS, "list[int]", "list[float]", "list[str]")
 # What runs a notebook and files its results decides no number in them.
 MACHINERY = {"cli", "__main__", "pipeline", "parameters", "store", "journal", "provenance"}
 # Functions of finished tables: the rows in a journal do not depend on them.
-PURE = {"claims", "clusters", "hypothesis", "plots", "published", "resample", "select", "stats"}
+PURE = {"claims", "clusters", "hypothesis", "plots", "prefilter", "published", "resample", "select"}
+PURE |= {"stats"}
 
 
 @dataclass(frozen=True)
