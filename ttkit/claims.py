@@ -281,3 +281,27 @@ def _why_not_run(run_dir: Path, notebook: str) -> str:
     if stage is None or not (stage / "DONE").is_file():
         return f"notebook {notebook} is not complete in this run"
     return f"notebook {notebook} did not measure it with these parameters"
+
+
+def display(table: pd.DataFrame) -> pd.DataFrame:
+    """The ledger as people read it: columns claim, says, published, measured, n, verdict, why."""
+    return pd.DataFrame(
+        {
+            "claim": table["claim"],
+            "says": table["says"],
+            "published": [
+                f"{row.published:g}{f' ({row.detail})' if row.detail else ''}"
+                for row in table.itertuples()
+            ],
+            "measured": [_measured_text(row.value, row.lo, row.hi) for row in table.itertuples()],
+            "n": [f"{row.n} {row.unit}" if row.n else "" for row in table.itertuples()],
+            "verdict": table["verdict"],
+            "why": table["reason"],
+        }
+    )
+
+
+def _measured_text(value: float, lo: float, hi: float) -> str:
+    if math.isnan(value):
+        return ""
+    return f"{value:.3g}" + ("" if math.isnan(lo) else f" [{lo:.3g}, {hi:.3g}]")
