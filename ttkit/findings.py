@@ -15,6 +15,10 @@ import pandas as pd
 from ttkit import prefilter, select, stats
 from ttkit.claims import Finding
 
+NEED_PICKS = (
+    *("sel_oracle", "sel_surprisal_top3", "sel_surprisal", "sel_random", "sel_confidence"),
+    *("sel_gap", "len_partial", "quartile_shape", "prefilter_m5", "prefilter_cross"),
+)
 SUBSET = 5  # the paper's subset 1: the first five evaluation tasks
 
 
@@ -75,12 +79,10 @@ def selection(
     convention.
     """
     note = f"{key}, interval rule, {_where(samples)}"
-    names = ("sel_oracle", "sel_surprisal_top3", "sel_surprisal", "sel_random", "sel_confidence")
-    names += ("sel_gap", "len_partial", "quartile_shape", "prefilter_m5", "prefilter_cross")
     right = samples[samples["correct"].astype(bool)]
     if len(right) < 4:
         said = f"the table has {len(right)} correct samples"
-        return [*(_unknown(name, said) for name in names), _cost(samples)]
+        return [*(_unknown(name, said) for name in NEED_PICKS), _cost(samples)]
 
     def fast(strategy: str, k: int = 1) -> pd.Series:
         wanted = "" if strategy in ("oracle", "random") else key
