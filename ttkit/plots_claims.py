@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ttkit.claims import DIFFERS, HOLDS, NOT_RUN, UNDERPOWERED
+from ttkit.claims import DIFFERS, HOLDS, NOT_RUN, SHARES, UNDERPOWERED
 from ttkit.plots import (
     BLUE,
     DARK,
@@ -24,6 +24,7 @@ from ttkit.plots import (
 )
 
 VERDICT_LOOKS = {HOLDS: (GREEN, "o"), DIFFERS: (VERMILION, "s"), UNDERPOWERED: (GREY, "^")}
+ON_ONE_AXIS = (*SHARES, "difference", "threshold", "rho", "count")
 EVALUATOR_LOOKS = ((BLUE, "o"), (GREEN, "^"), (VERMILION, "s"))
 
 
@@ -41,7 +42,8 @@ def dial(table: pd.DataFrame, by: str = "expert_share") -> Figure:
     _check("dial", known)
     tasks = f"{known['n'].min():.0f} to {known['n'].max():.0f}"
     caption = f"""n = {tasks} tasks with a correct sample at each point. {RESAMPLED} Above 0, or
-        above 1×: surprisal is ahead. Points of one dial setting are drawn side by side."""
+        above 1×: surprisal is ahead. Settings: experts rare (left) to common; points of one setting
+        are drawn side by side."""
     fig, axes = _start("What surprisal gains, against the dial", caption, 6.4, 2, 2, sharex=True)
     rows = [(1, "confidence", "1 pick against confidence")]
     rows += [(3, "random", "best of 3 picks against 3 at random")]
@@ -65,7 +67,7 @@ def dial(table: pd.DataFrame, by: str = "expert_share") -> Figure:
         pair[0].yaxis.set_major_formatter("{x:+.0%}")
         _axis(pair[1], "y", "ratio of geometric-mean speedups", part[speeds])
     for ax in axes[2:]:
-        ax.set_xlabel(f"{by} (experts rare to common, log scale)")
+        ax.set_xlabel(f"{by} (log scale)")
     axes[1].legend(title="temperature", loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return fig
 
@@ -109,12 +111,13 @@ def ledger(table: pd.DataFrame) -> Figure:
     """Every claim whose measure is a share, a difference of shares or a correlation, on one axis:
     the values that would agree (grey band), and the run's value with its interval. The verdicts of
     all claims, these and the others, are counted in the caption. From `claims.ledger`."""
-    columns = ("claim", "rule", "region_lo", "region_hi", "value", "lo", "hi", "verdict")
+    columns = ("claim", "metric", "rule", "region_lo", "region_hi", "value", "lo", "hi", "verdict")
     _check("ledger", table, *columns)
     counts = table["verdict"].value_counts()
     total = ", ".join(f"{counts.get(v, 0)} {v}" for v in (HOLDS, DIFFERS, UNDERPOWERED, NOT_RUN))
-    drawn = table[table["rule"].isin(["level", "sign", "count"]) & (table["region_hi"] > -np.inf)]
-    drawn = drawn[~((drawn["rule"] == "level") & (drawn["region_hi"] > 1.2))]
+    drawn = table[
+        table["rule"].isin(["level", "sign", "count"]) & table["metric"].isin(ON_ONE_AXIS)
+    ]
     measured = drawn[drawn["verdict"] != NOT_RUN].reset_index(drop=True)
     others = len(table) - len(measured)
     caption = f"""n = {len(table)} published claims: {total}. Band: values that would agree with
