@@ -91,6 +91,8 @@ def test_a_second_run_does_nothing(run):
 
 def test_a_changed_parameter_redoes_what_depends_on_it(run):
     changed = pipeline.run("smoke", run.out, overrides=["top_k=[1, 2]"], stream=io.StringIO())
-    assert list(changed.executed) == ["04_selection"]
+    # Notebook 07 reads the findings of 04 and follows where they are other ones.
+    assert list(changed.executed)[0] == "04_selection"
+    assert set(changed.executed) <= {"04_selection", "07_claims"}
     manifest = json.loads((run.out / "04_selection" / "manifest.json").read_text())
     assert manifest["parameters"]["top_k"] == [1, 2]
