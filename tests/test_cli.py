@@ -65,6 +65,10 @@ def test_the_papers_split_and_its_file(ttkit, tmp_path):
         ("run --set rowz=3", "no notebook has a parameter 'rowz'; did you mean rows?"),
         ("run --profile dmo", "did you mean demo?"),
         ("status runs/none", "runs/none holds no run"),
+        ("claims runs/none", "runs/none holds no run"),
+        ("select none.jsonl", "there is no file none.jsonl"),
+        ("select x.txt", "samples come as .jsonl, .csv or .parquet"),
+        ("select x.csv --k 0", "'--k'"),
     ],
 )
 def test_wrong_usage_is_status_2_and_one_plain_sentence(ttkit, project, args, message):
@@ -249,3 +253,22 @@ def test_doctor_says_what_works_and_what_does_not(ttkit, project, monkeypatch):
     status, out, _ = ttkit("doctor")
     assert status == 3 and "FAIL project folder: no project folder" in out
     assert "FAIL verifier: division by zero" in out and "ok   torch: " in out
+
+
+def test_claims_prints_the_ledger_its_counts_and_what_is_left_to_run(ttkit, tmp_path, monkeypatch):
+    from ttkit import claims
+
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs" / "toy" / "04_selection"
+    folder.mkdir(parents=True)
+    rows = [claims.Finding("sel_gap", 0.2, 0.1, 0.4, 20), claims.Finding("cost_zero", 0.0)]
+    claims.findings(rows).to_parquet(folder / "findings.parquet")
+    (folder / "DONE").write_text("x")
+    status, out, _ = ttkit("claims", "runs/toy")
+    assert status == 0 and "2 HOLDS, 0 DIFFERS, 0 UNDERPOWERED, 35 NOT RUN" in out
+    assert "0.2 [0.1, 0.4]" in out and "not run yet: ttkit run --only 03 --out runs/toy" in out
+    status, out, _ = ttkit("claims", "runs/toy", "--json")
+    data = json.loads(out)
+    assert len(data["claims"]) == 37 and set(data["rules"]) == set(claims.RULES)
+    gap = next(row for row in data["claims"] if row["claim"] == "sel_gap")
+    assert gap["verdict"] == "HOLDS" and gap["region_hi"] is None and data["not_reproduced"]

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ttkit import select, stats
+from ttkit import prefilter, select, stats
 from ttkit.errors import UsageError
 
 NAN = float("nan")
@@ -232,15 +232,39 @@ def test_nothing_to_summarise_but_tasks_without_a_correct_sample():
 
 
 def test_the_k_that_matches_the_oracle():
-    summary = select.summarise(select.select(table(HAND), ks=[1, 2, 3, 4]))
-    found = select.matches_oracle(summary, within=0).set_index(["strategy", "key"])
-    assert found.loc[("oracle", "")].tolist() == [1, 1]
+    picks = select.select(table(HAND), ks=[1, 2, 3, 4])
+
+    def found(column, picks=picks, **more):
+        rows = select.matches_oracle(picks, column, within=0, **more)
+        return rows.set_index(["strategy", "key"])
+
+    assert found("fast_1").loc[("oracle", ""), ["k", "lo", "hi", "never"]].tolist() == [1, 1, 1, 0]
     # surprisal finds 4.0, the likeliest of b, last; confidence finds 3.0, the third of a, last
-    assert found.loc[("surprisal", "nll_sum"), "k_speedup_gmean"] == 4
-    assert found.loc[("confidence", "nll_sum"), "k_speedup_gmean"] == 3
-    assert found.loc[("surprisal", "nll_sum"), "k_fast_1"] == 3
-    few = select.matches_oracle(summary[summary.k <= 2]).set_index(["strategy", "key"])
-    assert np.isnan(few.loc[("surprisal", "nll_sum"), "k_speedup_gmean"])
+    assert found("log_speedup").loc[("surprisal", "nll_sum"), "k"] == 4
+    assert found("log_speedup").loc[("confidence", "nll_sum"), "k"] == 3
+    assert found("fast_1").loc[("surprisal", "nll_sum"), "k"] == 3
+    few = found("log_speedup", picks[picks.k <= 2])
+    assert np.isnan(few.loc[("surprisal", "nll_sum"), "k"])
+    assert 0 < few.loc[("surprisal", "nll_sum"), "never"] <= 1
+
+
+def test_the_interval_of_the_matching_k_is_that_of_the_tasks():
+    """Task a needs 1 pick, task b needs 3: a draw of tasks needs 1 if all of it is a, else 3."""
+    tasks = {"a": [(3, 2.0), (2, 1.1), (1, 0.5)], "b": [(3, 0.5), (2, 0.6), (1, 2.0)]}
+    picks = select.select(table(tasks), ks=[1, 2, 3], keys=["nll_sum"])
+    row = select.matches_oracle(picks, bootstrap=400).set_index("strategy").loc["surprisal"]
+    assert (row["k"], row["lo"], row["hi"], row["never"]) == (3, 1, 3, 0)
+    only = picks[picks.task == "a"]
+    row = select.matches_oracle(only, bootstrap=10).set_index("strategy").loc["surprisal"]
+    assert (row["k"], row["lo"], row["hi"]) == (1, 1, 1)
+    # within 1 % of a speedup: 1.99 of 2.0 is enough, 1.97 is not
+    near = {"a": [(2, 1.99), (1, 2.0)], "b": [(2, 1.97), (1, 2.0)]}
+    for task, k in (("a", 1), ("b", 2)):
+        one = select.select(table({task: near[task]}), [1, 2], ["nll_sum"])
+        rows = select.matches_oracle(one, "log_speedup", bootstrap=5).set_index("strategy")
+        assert rows.loc["surprisal", "k"] == k
+    none = select.select(table({"a": [(1, 0)]}))
+    says(lambda: select.matches_oracle(none), "no task has a correct sample")
 
 
 PAPER = {  # the paper's counts: surprisal 8 of 10, confidence 5 of 10, 3 discordant pairs
@@ -288,7 +312,7 @@ def test_prefilter_over_every_order(strategy, sign):
         for order in permutations(range(6))
         if all(score[a] >= score[b] for a, b in zip(order, order[1:], strict=False))
     ]
-    found = select.prefilter(samples).query("strategy == @strategy").set_index("m").task_success
+    found = prefilter.curve(samples).query("strategy == @strategy").set_index("m").task_success
     for m in range(1, 7):
         assert found[m] == pytest.approx(np.mean([hit[list(o[:m])].any() for o in orders]))
 
@@ -296,13 +320,13 @@ def test_prefilter_over_every_order(strategy, sign):
 def test_random_prefiltering_is_pass_at_k():
     samples = random_table(4)
     curve = stats.scaling_curve(samples, "task_success").table
-    found = select.prefilter(samples).query("strategy == 'random'")
+    found = prefilter.curve(samples).query("strategy == 'random'")
     np.testing.assert_allclose(found.task_success, curve.value)
     assert (found.tasks == 5).all() and (found.lo <= found.task_success).all()
 
 
 def test_running_everything_makes_the_ranking_irrelevant():
-    found = select.prefilter(random_table(5))
+    found = prefilter.curve(random_table(5))
     assert found[found.m == 8].task_success.nunique() == 1
 
 
@@ -311,16 +335,16 @@ BROKEN_TAIL = {f"t{i}": [(1, 0.5), (2, 0.5), (3, 0.5), (4, 2.0), (5, 0)] for i i
 
 
 def test_the_crossover_comes_after_the_broken_tail():
-    per_task = select.prefilter_tasks(table(BROKEN_TAIL))
+    per_task = prefilter.by_task(table(BROKEN_TAIL))
     chance = per_task.groupby(["strategy", "m"]).success.mean().unstack()
     assert chance.loc["surprisal"].tolist() == [0, 1, 1, 1, 1]
     np.testing.assert_allclose(chance.loc["random"], [0.2, 0.4, 0.6, 0.8, 1])
-    found = select.crossover(per_task)
+    found = prefilter.crossover(per_task)
     assert found == {"m": 2, "lo": 2, "hi": 2, "never": 0}
-    behind = select.crossover(per_task, "random", "surprisal")
+    behind = prefilter.crossover(per_task, "random", "surprisal")
     assert np.isnan(behind["m"]) and np.isnan(behind["lo"]) and behind["never"] == 1
     # confidence comes upon the fast sample as the fourth, random has it by then in 4 of 5 orders
-    assert select.crossover(per_task, "confidence", "random")["m"] == 4
+    assert prefilter.crossover(per_task, "confidence", "random")["m"] == 4
 
 
 def test_a_lead_that_is_lost_again_is_no_crossover():
@@ -332,10 +356,10 @@ def test_a_lead_that_is_lost_again_is_no_crossover():
         }.items()
         for m, success in enumerate(curve, start=1)
     ]
-    assert select.crossover(pd.DataFrame(rows))["m"] == 3
+    assert prefilter.crossover(pd.DataFrame(rows))["m"] == 3
     # behind at 1, ahead at 2, behind at 3, equal at 4, ahead at 5
     twice = successes([[0.0, 0.3, 0.3, 0.5, 0.9]], [[0.1, 0.2, 0.4, 0.5, 0.6]])
-    assert select.crossover(twice, bootstrap=10)["m"] == 5
+    assert prefilter.crossover(twice, bootstrap=10)["m"] == 5
 
 
 # --- which tasks, and the shape -----------------------------------------------------------------
@@ -382,7 +406,7 @@ def test_the_quartile_intervals_come_from_tasks():
 # --- wrong input --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("call", [select.select, select.prefilter, select.prefilter_tasks])
+@pytest.mark.parametrize("call", [select.select, prefilter.curve, prefilter.by_task])
 def test_every_entry_names_what_is_missing_or_wrong(call):
     good = table(HAND)
     call(good)
@@ -413,12 +437,12 @@ def test_a_repeated_sample_is_named_with_what_to_do():
 @pytest.mark.parametrize("ks", [[], [0], [1, -2], [1.5]])
 def test_a_budget_is_a_whole_number_from_one_on(ks):
     says(lambda: select.select(table(HAND), ks=ks), "whole number from 1", str(ks))
-    says(lambda: select.prefilter(table(HAND), budgets=ks), "whole number from 1", str(ks))
+    says(lambda: prefilter.curve(table(HAND), budgets=ks), "whole number from 1", str(ks))
 
 
 def test_what_is_not_there_is_refused_by_name():
     says(lambda: select.select(table(HAND), unit="body"), "'body'", "sample", "distinct")
-    says(lambda: select.prefilter(table(HAND), [5]), "budget of 5", "4 samples")
+    says(lambda: prefilter.curve(table(HAND), [5]), "budget of 5", "4 samples")
     picks = select.select(table(HAND), ks=[1])
     says(lambda: select.compare(picks, k=3), "surprisal", "nll_sum", "k=3")
     says(lambda: select.compare(picks, "oracle", "best"), "best")
@@ -510,10 +534,10 @@ def test_a_body_stands_once_in_each_task_whatever_the_key():
 
 def test_a_budget_list_may_be_any_sequence():
     samples = random_table(7)
-    picks, chances = select.select(samples, [1, 2]), select.prefilter(samples, [1, 2])
+    picks, chances = select.select(samples, [1, 2]), prefilter.curve(samples, [1, 2])
     for ks in ((1, 2), range(1, 3), np.array([1, 2])):
         pd.testing.assert_frame_equal(select.select(samples, ks), picks)
-        pd.testing.assert_frame_equal(select.prefilter(samples, ks), chances)
+        pd.testing.assert_frame_equal(prefilter.curve(samples, ks), chances)
 
 
 def test_a_strategy_does_not_differ_from_itself():
@@ -534,7 +558,7 @@ def test_prefiltering_ranks_incorrect_samples_too():
     samples = table(
         {"a": [(9, 0), (8, 0.5), (5, 2.0), (1, 3.0)], "b": [(9, 3.0), (1, 0), (2, 0), (3, 0)]}
     )
-    found = select.prefilter(samples).pivot(index="m", columns="strategy", values="task_success")
+    found = prefilter.curve(samples).pivot(index="m", columns="strategy", values="task_success")
     assert found.surprisal.tolist() == [0.5, 0.5, 1, 1]
     assert found.confidence.tolist() == [0.5, 0.5, 0.5, 1]
     # a has two fast of four, b one: m of them miss with C(2, m) / C(4, m) and C(3, m) / C(4, m)
@@ -544,8 +568,8 @@ def test_prefiltering_ranks_incorrect_samples_too():
 
 def test_prefiltering_rises_with_m_and_does_not_depend_on_the_rows():
     samples = random_table(14)
-    found = select.prefilter(samples)
-    pd.testing.assert_frame_equal(select.prefilter(samples.sample(frac=1, random_state=0)), found)
+    found = prefilter.curve(samples)
+    pd.testing.assert_frame_equal(prefilter.curve(samples.sample(frac=1, random_state=0)), found)
     for _, part in found.groupby("strategy"):
         assert (np.diff(part.task_success) >= -1e-12).all()
     share = stats.fast(samples).groupby(samples.task).any().mean()
@@ -571,11 +595,11 @@ def test_the_crossover_by_hand():
     # means over tasks: surprisal 0.1, 0.4, 0.9; random 0.3, 0.4, 0.8: behind, equal, ahead
     table_ = successes([[0.0, 0.3, 0.9], [0.2, 0.5, 0.9]], [[0.3, 0.4, 0.8], [0.3, 0.4, 0.8]])
     # when only the second task is drawn, it is ahead from m = 2 on
-    assert select.crossover(table_) == {"m": 3, "lo": 2, "hi": 3, "never": 0}
-    same = select.crossover(successes([[0.5, 0.5]], [[0.5, 0.5 - 1e-12]]), bootstrap=10)
+    assert prefilter.crossover(table_) == {"m": 3, "lo": 2, "hi": 3, "never": 0}
+    same = prefilter.crossover(successes([[0.5, 0.5]], [[0.5, 0.5 - 1e-12]]), bootstrap=10)
     assert np.isnan([same["m"], same["lo"], same["hi"]]).all() and same["never"] == 1
     # only draws of the first task alone get ahead: 1/2 * 1/2
-    some = select.crossover(successes([[0, 1], [0, 0]], [[0, 0], [1, 1]]), bootstrap=2000)
+    some = prefilter.crossover(successes([[0, 1], [0, 0]], [[0, 0], [1, 1]]), bootstrap=2000)
     assert np.isnan(some["m"]) and (some["lo"], some["hi"]) == (2, 2)
     assert some["never"] == pytest.approx(0.75, abs=0.05)
 
@@ -605,5 +629,42 @@ def test_the_gate_and_the_quartiles_name_what_is_wrong():
 @pytest.mark.parametrize("column", ["task", "index", "correct", "speedup_lo", "code_sha256"])
 def test_each_missing_column_is_named(column):
     samples = table(HAND).drop(columns=column)
-    for call in (select.select, select.prefilter):
+    for call in (select.select, prefilter.curve):
         says(lambda call=call: call(samples), f"lacks the columns {column}")
+
+
+# --- the published shape of the quartiles -------------------------------------------------------
+
+
+def shaped(second=2.0, last=0.5, task="t"):
+    """Twelve correct samples: three in each quarter, of speedups 1.1-ish in the others."""
+    speeds = [1.2, 0.5, 0.5] + [second] * 3 + [1.2, 0.5, 0.5] + [last] * 3
+    return {task: [(12 - i, s) for i, s in enumerate(speeds)]}
+
+
+def test_the_quartile_shape_is_found_where_it_is_and_only_there():
+    assert select.quartile_shape(table(shaped(), lo=1.0), bootstrap=20) == 1.0
+    assert select.quartile_shape(table(shaped(second=0.5), lo=1.0), bootstrap=20) == 0.0
+    assert select.quartile_shape(table(shaped(last=2.0), lo=1.0), bootstrap=20) == 0.0
+    # the interval rule sees no fast sample where every interval begins below 1
+    narrow = table(shaped(), lo=0.4)
+    assert select.quartile_shape(narrow, bootstrap=20) == 0.0
+    assert select.quartile_shape(narrow, rule="point", bootstrap=20) == 1.0
+
+
+def test_the_quartile_shape_counts_the_draws_of_tasks():
+    """Of two tasks one has the shape, and the other, drawn alone, has its opposite."""
+    both = table({**shaped(), **shaped(0.5, 2.0, task="u")}, lo=1.0)
+    share = select.quartile_shape(both, bootstrap=4000)
+    assert share == pytest.approx(0.25, abs=0.03)  # only where t is drawn twice
+    says(lambda: select.quartile_shape(table({"a": [(1, 2.0)]})), "at least 4 correct samples")
+
+
+def test_power_of_a_comparison_is_that_of_its_differences():
+    picks = select.select(table(PAPER), keys=["nll_sum"])
+    found = select.compare(picks)
+    gap = np.array([1.0] * 3 + [0.0] * 7)
+    assert found["tasks_needed_t"] == stats.tasks_needed_mean(gap)
+    logs = np.log([4.0] * 3 + [4 / 3] * 5 + [1.2] * 2)
+    assert found["tasks_needed_speedup"] == stats.tasks_needed_mean(logs)
+    assert found["tasks_needed"] == stats.tasks_needed(0.3, 0.0)

@@ -6,7 +6,7 @@ import json
 import pandas as pd
 import pytest
 
-from ttkit import pipeline, stats, store
+from ttkit import claims, pipeline, stats, store
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +21,7 @@ def test_every_notebook_runs_and_says_what_it_found(run):
         "01_train_base_policy",
         "02_best_of_n",
         "04_selection",
+        "07_claims",
     ]
     assert 4 <= len(run.summary) <= 9
     assert {status.state for status in pipeline.status(run.out)} == {"done"}
@@ -51,6 +52,23 @@ def test_the_tables_follow_from_the_samples(run):
     pd.testing.assert_series_equal(oracle.dropna(), best, check_names=False)
 
 
+def test_the_ledger_has_every_claim_and_the_findings_of_the_run(run):
+    ledger = pd.read_parquet(run.out / "07_claims" / "ledger.parquet").set_index("claim")
+    assert len(ledger) == 37 and set(ledger["verdict"]) <= set(claims.VERDICTS)
+    measured = ledger[ledger["stage"] != ""]
+    assert {"bon_k1", "logprob_std", "sel_gap", "cost_zero"} <= set(measured.index)
+    # Four tasks settle no share, whatever it is.
+    assert not ledger.loc[["sel_gap", "bon_k1"], "verdict"].isin(["HOLDS", "DIFFERS"]).any()
+    again = claims.ledger(run.out).set_index("claim")
+    pd.testing.assert_series_equal(again["verdict"], ledger["verdict"])
+
+
+def test_both_evaluators_judged_the_same_samples(run):
+    table = pd.read_parquet(run.out / "07_claims" / "evaluators.parquet")
+    counts = table[table["number"] == "sample fast_1"].set_index("evaluator")["n"]
+    assert counts.to_dict() == {"rigorous": 4, "fast-proxy": 4}
+
+
 def test_training_left_a_history_and_an_adapter(run):
     history = pd.read_parquet(run.out / "01_train_base_policy" / "history.parquet")
     assert list(history["step"]) == [1, 2]
@@ -67,12 +85,14 @@ def test_each_figure_has_the_table_it_was_drawn_from(run):
 def test_a_second_run_does_nothing(run):
     before = {p: p.stat().st_mtime_ns for p in run.out.glob("*/manifest.json")}
     again = pipeline.run("smoke", run.out, stream=io.StringIO())
-    assert again.executed == {} and len(again.unchanged) == 4
+    assert again.executed == {} and len(again.unchanged) == 5
     assert {p: p.stat().st_mtime_ns for p in run.out.glob("*/manifest.json")} == before
 
 
 def test_a_changed_parameter_redoes_what_depends_on_it(run):
     changed = pipeline.run("smoke", run.out, overrides=["top_k=[1, 2]"], stream=io.StringIO())
-    assert list(changed.executed) == ["04_selection"]
+    # Notebook 07 reads the findings of 04 and follows where they are other ones.
+    assert list(changed.executed)[0] == "04_selection"
+    assert set(changed.executed) <= {"04_selection", "07_claims"}
     manifest = json.loads((run.out / "04_selection" / "manifest.json").read_text())
     assert manifest["parameters"]["top_k"] == [1, 2]

@@ -762,3 +762,46 @@ def test_what_is_not_known_is_not_correlated():
     assert np.isnan(stats.spearman(x, hole)["rho"])
     for args in ((hole, y, x), (x, hole, y), (x, y, hole)):
         assert np.isnan(stats.partial_spearman(*args)["rho"])
+
+
+# --- power --------------------------------------------------------------------------------------
+
+
+def test_the_power_of_the_t_test_is_that_of_many_simulated_ones():
+    rng = np.random.default_rng(0)
+    for n, effect in ((5, 0.8), (12, 0.5), (20, 1.0)):
+        draws = rng.normal(effect, 1.0, (20000, n))
+        seen = (scipy.stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05).mean()
+        assert stats.mean_test_power(n, effect) == pytest.approx(seen, abs=0.02)
+        assert stats.mean_test_power(n, -effect) == stats.mean_test_power(n, effect)
+    assert stats.mean_test_power(20, 0.0) == pytest.approx(0.05, abs=1e-6)
+    assert stats.mean_test_power(500, 5.0) == pytest.approx(1.0)
+
+
+def test_tasks_needed_is_the_first_n_with_that_power():
+    differences = np.random.default_rng(1).normal(0.4, 1.0, 20)
+    effect = differences.mean() / differences.std(ddof=1)
+    n = stats.tasks_needed_mean(differences)
+    assert stats.mean_test_power(n, effect) >= 0.8 > stats.mean_test_power(n - 1, effect)
+    assert stats.tasks_needed_mean(-differences) == n
+    assert stats.tasks_needed_mean(differences, power=0.95) > n
+    # Cohen (1988), table 2.4.1 for d = 0.5, two-sided 0.05, power 0.8: 34 pairs.
+    pattern = np.array([1.0, -1.0] * 50)
+    assert stats.tasks_needed_mean(pattern / pattern.std(ddof=1) + 0.5) == 34
+
+
+def test_tasks_needed_where_nothing_differs_or_everything_alike():
+    assert stats.tasks_needed_mean([0.0, 0.0, 0.0]) == np.inf
+    assert stats.tasks_needed_mean([1.0, -1.0]) == np.inf
+    assert stats.tasks_needed_mean([0.3]) == np.inf
+    assert stats.tasks_needed_mean([0.3, 0.3, 0.3]) == 2
+    with pytest.raises(UsageError, match="no such t test"):
+        stats.mean_test_power(1, 0.5)
+
+
+def test_one_import_serves_a_notebook():
+    from ttkit import hypothesis, resample
+
+    assert all(hasattr(stats, name) for name in stats.__all__)
+    assert stats.cohens_h is hypothesis.cohens_h
+    assert stats.interval is resample.interval

@@ -344,6 +344,66 @@ def bench_verify(
 
 
 @app.command()
+def claims(
+    run: Annotated[str, typer.Argument(help="The run folder.")] = "runs/demo",
+    as_json: Json = False,
+) -> None:
+    """Set every published claim beside what a run measured, with a verdict and its rule."""
+    from ttkit import claims as book
+
+    table = book.ledger(run)
+    if as_json:
+        missing = book.not_reproduced().to_dict("records")
+        rules = {"rules": book.RULES, "claims": table.to_dict("records")}
+        _print_json({**rules, "not_reproduced": missing})
+        return
+    shown = book.display(table)
+    _print_table(list(shown), shown.itertuples(index=False))
+    counts = table["verdict"].value_counts()
+    print(", ".join(f"{counts.get(name, 0)} {name}" for name in book.VERDICTS))
+    for command in sorted(set(table["command"][table["verdict"] == book.NOT_RUN])):
+        print(f"not run yet: {command}")
+
+
+@app.command()
+def select(
+    file: Annotated[Path, typer.Argument(help="Samples: .jsonl, .csv or .parquet.")],
+    k: Annotated[int, typer.Option("--k", min=1, help="Picks a task.")] = 3,
+    by: Annotated[
+        str | None, typer.Option(help="The score; default: nll_sum, or the first there is.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Pick the k least likely correct samples of each task, and say what that is worth."""
+    from ttkit.advice import advise, read
+
+    advice = advise(read(file), k, by)
+    if as_json:
+        frames = ("picks", "tasks", "expected", "gains")
+        data = {name: getattr(advice, name) for name in ("by", "k", "unit", "counts", "notes")}
+        for name in frames:
+            frame = getattr(advice, name)
+            data[name] = None if frame is None else frame.to_dict("records")
+        _print_json(data)
+        return
+    _print_table(list(advice.picks), advice.picks.itertuples(index=False))
+    counts = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in advice.counts.items())
+    print(f"{counts}; by {advice.by}, one row is a {advice.unit} program")
+    for note in advice.notes:
+        print(f"note: {note}")
+    if advice.expected is not None and advice.gains is not None:
+        print("\nwhat each strategy keeps of these samples (95 % intervals, tasks resampled):")
+        _print_table(list(advice.expected), advice.expected.itertuples(index=False))
+        for gain in advice.gains.itertuples():
+            print(
+                f"{k} picks against {gain.against}: fast_1 {gain.fast_1_value:+.0%} "
+                f"[{gain.fast_1_lo:+.0%}, {gain.fast_1_hi:+.0%}], "
+                f"speedup {gain.speedup_value:.2f}x "
+                f"[{gain.speedup_lo:.2f}, {gain.speedup_hi:.2f}], {gain.tasks} tasks"
+            )
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Try all that a default run needs on this machine."""
     from ttkit.doctor import examine

@@ -29,7 +29,8 @@ TYPES = (*SCALARS, "list[int]", "list[float]", "list[str]")
 # What runs a notebook and files its results decides no number in them.
 MACHINERY = {"cli", "__main__", "pipeline", "parameters", "store", "journal", "provenance"}
 # Functions of finished tables: the rows in a journal do not depend on them.
-PURE = {"plots", "select", "stats"}
+PURE = {"claims", "clusters", "hypothesis", "plots", "prefilter", "published", "resample", "select"}
+PURE |= {"dial", "findings", "plots_claims", "stats"}
 
 
 @dataclass(frozen=True)
@@ -272,12 +273,17 @@ def code_of(notebook: Notebook) -> Code:
         str(path.relative_to(PACKAGE.parent)): _stamped(path, path.stat().st_mtime_ns)[0]
         for path in _closure(_imports("\n".join(map(_plain_python, notebook.cells))))
     }
-    drawn = {name: sha for name, sha in files.items() if Path(name).stem not in PURE}
+    drawn = {name: sha for name, sha in files.items() if _module(name) not in PURE}
     key = [list(notebook.cells[: last + 1]), drawn]
     cells = hashlib.sha256(json.dumps(notebook.cells).encode()).hexdigest()
     return Code(
         {**files, notebook.path.name: cells}, hashlib.sha256(json.dumps(key).encode()).hexdigest()
     )
+
+
+def _module(file: str) -> str:
+    """ "plots" of "ttkit/plots.py" and of "ttkit/plots/style.py"."""
+    return Path(file).parts[1].removesuffix(".py")
 
 
 PACKAGE = Path(ttkit.__file__).parent

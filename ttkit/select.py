@@ -21,8 +21,8 @@ from ttkit.errors import UsageError
 # How the four conventions of "log-probability" are named in the table; the paper's article says
 # the sum, its report the mean (see notebook 04).
 CONVENTIONS = ("nll_sum", "nll_mean", "nll_sum_temp", "nll_mean_temp")
-# Scores that selection should be compared with.
-OTHERS = ("nll_max", "entropy_mean", "n_tokens")
+# Scores that selection should be compared with; the last is made by `ttkit.clusters`.
+OTHERS = ("nll_max", "entropy_mean", "n_tokens", "cluster_nll")
 STRATEGIES = ("oracle", "random", "confidence", "surprisal")
 UNITS = ("sample", "distinct")
 SAMPLE_KEY = ("arm", "step", "task", "temperature", "index")
@@ -75,7 +75,7 @@ def select(
     one row for each different body of a task, the lowest in the first of `keys`. Raises UsageError
     for missing columns, a repeated sample, a budget below 1, or no number, naming the row.
     """
-    _check(samples, keys, ks)
+    check_samples(samples, keys, ks)
     if unit not in UNITS:
         raise UsageError(f"unknown unit {unit!r}: it is one of {', '.join(UNITS)}")
     if unit == "distinct":
@@ -120,7 +120,8 @@ def _scores(right: pd.DataFrame, keys: Sequence[str]) -> Iterable[tuple[str, str
         yield "surprisal", key, values
 
 
-def _check(samples: pd.DataFrame, keys: Sequence[str], budgets: Sequence[int]) -> None:
+def check_samples(samples: pd.DataFrame, keys: Sequence[str], budgets: Sequence[int]) -> None:
+    """Refuse what cannot be ranked: `stats.check`, a repeated sample, a budget below 1."""
     stats.check(samples, keys, ["index", "code_sha256"])
     if not len(budgets) or any(k < 1 or k != int(k) for k in budgets):
         raise UsageError(f"a budget is a whole number from 1 on, got {list(budgets)}")
@@ -173,19 +174,39 @@ def summarise(picks: pd.DataFrame, bootstrap: int = 1000, seed: int = 0) -> pd.D
     return pd.DataFrame(rows)
 
 
-def matches_oracle(summary: pd.DataFrame, within: float = 0.01) -> pd.DataFrame:
-    """The smallest k of `summary` at which a strategy comes `within` the oracle, as a share of it.
+def matches_oracle(
+    picks: pd.DataFrame,
+    column: str = "fast_1",
+    within: float = 0.01,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The smallest k at which each strategy comes `within` the oracle, as a share of it.
 
-    One row for each strategy and key: k_fast_1 and k_speedup_gmean; nan where no k of the table
-    is enough.
+    `column` of `select`: "fast_1", or "log_speedup" for the geometric-mean speedup. One row for
+    each strategy and key: k, lo, hi (tasks resampled) and never, the share of draws, left out of
+    the interval, in which no k of the table is enough; k is nan where none is.
     """
-    goal = summary[summary["strategy"] == "oracle"].iloc[0]
+    known = picks[picks["n_correct"] > 0]
+    if known.empty:
+        raise UsageError("no task has a correct sample: there is no oracle to match")
+    wide = known.pivot(index=["strategy", "key", "task"], columns="k", values=column)
+    ks, best = wide.columns.to_numpy(), wide.loc["oracle", ""].to_numpy()
+    draws = stats.task_draws(len(best), bootstrap, seed)
     rows = []
-    for (strategy, key), part in summary.groupby(["strategy", "key"], sort=False):
-        row: dict[str, object] = {"strategy": strategy, "key": key}
-        for column in ("fast_1", "speedup_gmean"):
-            row[f"k_{column}"] = part["k"][part[column] >= (1 - within) * goal[column]].min()
-        rows.append(row)
+    for strategy, key in wide.index.droplevel("task").unique():
+        values = wide.loc[strategy, key].to_numpy()
+
+        def smallest(curve: np.ndarray, goal: np.ndarray) -> float:
+            short = np.log(1 - within) if column == "log_speedup" else -within * goal
+            enough = np.flatnonzero(curve >= goal + short - stats.NOISE)
+            return float(ks[enough[0]]) if len(enough) else np.nan
+
+        found = np.array([smallest(values[d].mean(axis=0), best[d].mean(axis=0)) for d in draws])
+        interval = stats.interval(found)
+        never = interval.pop("undefined")
+        k = smallest(values.mean(axis=0), best.mean(axis=0))
+        rows.append({"strategy": strategy, "key": key, "k": k, **interval, "never": never})
     return pd.DataFrame(rows)
 
 
@@ -200,9 +221,11 @@ def compare(
     """Two strategies on the same tasks; one pair a task, which is the unit of every p-value.
 
     Returns the fast_1 of both, their difference and Cohen's h with intervals, wins and losses by
-    task with the exact sign test, the number of tasks that would give that test a power of 80 %,
-    and `stats.compare_paired` on the speedups. n counts the tasks, `without` those that have no
-    correct sample. Raises UsageError when no task has one.
+    task with the exact sign test, and `stats.compare_paired` on the speedups. Three numbers of
+    tasks would give a power of 80 %, were this run typical: `tasks_needed` to the sign test,
+    `tasks_needed_t` to the paired t test of fast_1, `tasks_needed_speedup` to that of the log
+    speedups. n counts the tasks, `without` those that have no correct sample. Raises UsageError
+    when no task has one.
     """
     one, two = _of(picks, first, key, k), _of(picks, second, key, k)
     pairs = one.add_suffix("_1").join(two.add_suffix("_2"), how="inner")
@@ -217,6 +240,7 @@ def compare(
     needed = stats.tasks_needed(wins / len(both), losses / len(both)) if wins + losses else np.inf
     speed = stats.compare_paired(np.exp(both["log_speedup_1"]), np.exp(both["log_speedup_2"]), seed)
     h = stats.cohens_h(min(p1, 1.0), min(p2, 1.0), len(both), len(both))
+    logs = both["log_speedup_1"] - both["log_speedup_2"]
     return {
         "first": first,
         "second": second,
@@ -236,6 +260,8 @@ def compare(
         "p_sign": sign["p_two_sided"],
         "p_sign_one_sided": sign["p_one_sided"],
         "tasks_needed": needed,
+        "tasks_needed_t": stats.tasks_needed_mean(gap),
+        "tasks_needed_speedup": stats.tasks_needed_mean(logs),
         **{f"speedup_{name}": value for name, value in speed.items() if name != "n"},
     }
 
@@ -260,85 +286,6 @@ def _of(picks: pd.DataFrame, strategy: str, key: str, k: int) -> pd.DataFrame:
     if part.empty:
         raise UsageError(f"there are no picks of {strategy} by {wanted or 'nothing'} at k={k}")
     return part.set_index("task")[["fast_1", "log_speedup"]]
-
-
-def prefilter_tasks(
-    samples: pd.DataFrame, budgets: Sequence[int] | None = None, key: str = "nll_sum"
-) -> pd.DataFrame:
-    """Ranking *before* any sample is run: does a fast one lie among the first m (section 5)?
-
-    For each task, strategy (random, confidence, surprisal) and budget m: success, the probability
-    that the m highest-ranked samples, correct or not, hold a fast one; ties by expectation. Columns
-    task, strategy, m, success. Budgets are 1..K unless given. Raises UsageError as `select` does,
-    and for a budget above the number of samples of a task.
-    """
-    _check(samples, [key], [1] if budgets is None else budgets)
-    smallest = int(samples.groupby("task").size().min())
-    budgets = list(range(1, smallest + 1) if budgets is None else budgets)
-    if max(budgets) > smallest:
-        raise UsageError(f"a budget of {max(budgets)} is above K: some task has {smallest} samples")
-    rows = []
-    for task, part in samples.groupby("task", sort=True):
-        hit, score = stats.fast(part).to_numpy(dtype=float), part[key].to_numpy(dtype=float)
-        for strategy, sign in (("random", 0.0), ("confidence", -1.0), ("surprisal", 1.0)):
-            for m in budgets:
-                success = float(pick_weights(sign * score, hit, m) @ hit)
-                rows.append({"task": task, "strategy": strategy, "m": m, "success": success})
-    return pd.DataFrame(rows)
-
-
-def prefilter(
-    samples: pd.DataFrame,
-    budgets: Sequence[int] | None = None,
-    key: str = "nll_sum",
-    bootstrap: int = 1000,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """`prefilter_tasks` over tasks: columns strategy, m, task_success, lo, hi, tasks."""
-    table = prefilter_tasks(samples, budgets, key)
-    rows = []
-    for (strategy, m), part in table.groupby(["strategy", "m"], sort=False):
-        mean = stats.bootstrap_mean(part["success"], bootstrap, seed)
-        rows.append(
-            {
-                "strategy": strategy,
-                "m": m,
-                "task_success": mean["value"],
-                "lo": mean["lo"],
-                "hi": mean["hi"],
-                "tasks": mean["n"],
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def crossover(
-    table: pd.DataFrame,
-    first: str = "surprisal",
-    second: str = "random",
-    bootstrap: int = 1000,
-    seed: int = 0,
-) -> dict[str, float]:
-    """The budget m from which `first` is ahead of `second` for good (of `prefilter_tasks`).
-
-    The first m with a higher task success after the last m with a lower one; nan when there is
-    none. At m = K every ranking has the same. Keys m, lo, hi (tasks resampled) and never: the share
-    of draws, left out of the interval, without a crossover.
-    """
-    wide = table.pivot(index=["strategy", "task"], columns="m", values="success")
-    gaps = (wide.loc[first] - wide.loc[second]).to_numpy()
-    ms = wide.columns.to_numpy()
-
-    def ahead(gap: np.ndarray) -> float:
-        behind = np.flatnonzero(gap < -stats.NOISE)
-        lead = np.flatnonzero(gap > stats.NOISE)
-        lead = lead[lead > (behind[-1] if len(behind) else -1)]
-        return float(ms[lead[0]]) if len(lead) else np.nan
-
-    draws = gaps[stats.task_draws(len(gaps), bootstrap, seed)].mean(axis=1)
-    interval = stats.interval(np.array([ahead(gap) for gap in draws]))
-    never = interval.pop("undefined")
-    return {"m": ahead(gaps.mean(axis=0)), **interval, "never": never}
 
 
 def variance_gate(
@@ -378,18 +325,8 @@ def quartiles(
     highest `key`.
     """
     stats.check(samples, [key, "n_tokens"])
-    right = samples[samples["correct"].astype(bool)]
-    if len(right) < 4:
-        raise UsageError(f"quartiles need at least 4 correct samples, the table has {len(right)}")
-    ranks = right[key].rank(method="first", ascending=False)
-    group = np.ceil(ranks * 4 / len(right)).astype(int)
-    tasks, draws = right["task"], stats.task_draws(right["task"].nunique(), bootstrap, seed)
-    hits, logs, sizes = (
-        values.groupby([tasks, group]).sum().unstack(fill_value=0).to_numpy(dtype=float)[draws]
-        for values in (stats.fast(right), np.log(right["speedup"]), pd.Series(1, right.index))
-    )
-    with np.errstate(invalid="ignore"):  # a draw of tasks may leave a group without samples
-        shares, means = hits.sum(axis=1) / sizes.sum(axis=1), logs.sum(axis=1) / sizes.sum(axis=1)
+    right, group = _quarters(samples, key)
+    shares, means = _quartile_draws(right, group, "interval", bootstrap, seed)
     rate = [stats.interval(column) for column in shares.T]
     log = [stats.interval(column) for column in means.T]
     rows = [
@@ -412,3 +349,44 @@ def quartiles(
         for number, part in right.groupby(group)
     ]
     return pd.DataFrame(rows)
+
+
+def quartile_shape(
+    samples: pd.DataFrame,
+    key: str = "nll_sum",
+    rule: str = "interval",
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> float:
+    """Share of bootstrap draws (tasks resampled) with the published shape of the quartile table:
+    the second quarter by surprisal has the highest fast_1 and the last has the lowest, ties not
+    counted. Raises UsageError as `quartiles` does."""
+    stats.check(samples, [key])
+    right, group = _quarters(samples, key)
+    shares, _ = _quartile_draws(right, group, rule, bootstrap, seed)
+    first, second, third, last = shares.T
+    best = second > np.fmax(np.fmax(first, third), last)
+    worst = last < np.fmin(np.fmin(first, second), third)
+    return float((best & worst).mean())
+
+
+def _quarters(samples: pd.DataFrame, key: str) -> tuple[pd.DataFrame, pd.Series]:
+    """The correct samples and the quarter of each, 1 to 4 from the most surprisal down."""
+    right = samples[samples["correct"].astype(bool)]
+    if len(right) < 4:
+        raise UsageError(f"quartiles need at least 4 correct samples, the table has {len(right)}")
+    ranks = right[key].rank(method="first", ascending=False)
+    return right, np.ceil(ranks * 4 / len(right)).astype(int)
+
+
+def _quartile_draws(
+    right: pd.DataFrame, group: pd.Series, rule: str, bootstrap: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Share fast and mean log speedup of each quarter in each draw of tasks: [bootstrap, 4]."""
+    tasks, draws = right["task"], stats.task_draws(right["task"].nunique(), bootstrap, seed)
+    hits, logs, sizes = (
+        values.groupby([tasks, group]).sum().unstack(fill_value=0).to_numpy(dtype=float)[draws]
+        for values in (stats.fast(right, rule), np.log(right["speedup"]), pd.Series(1, right.index))
+    )
+    with np.errstate(invalid="ignore"):  # a draw of tasks may leave a group without samples
+        return hits.sum(axis=1) / sizes.sum(axis=1), logs.sum(axis=1) / sizes.sum(axis=1)

@@ -1,4 +1,4 @@
-"""Estimators and tests on the samples table: pure functions of columns.
+"""Estimators on the samples table: pure functions of columns.
 
 Two success rates that must never be mixed have separate functions here. `sample_rates` is about
 *samples*: the share that is correct, or fast; it does not depend on the budget. `scaling_curve`
@@ -9,26 +9,77 @@ measured by one cannot be set beside a method measured by the other.
 default) and `point` (the estimate exceeds p; the paper's fast_p).
 
 One unit is one task unless a function says otherwise: samples of one task are not independent.
-Every interval is a 95 % interval of a seeded bootstrap that resamples tasks.
+Every interval is a 95 % interval of a seeded bootstrap that resamples tasks (`ttkit.resample`).
+Effect sizes, tests and correlations are in `ttkit.hypothesis`; all of them are also names of this
+module, so that a notebook needs one import.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
-from scipy import special, stats
+from scipy import special
 
 from ttkit.errors import UsageError
+from ttkit.hypothesis import (
+    cohens_h,
+    compare_paired,
+    correlation_p,
+    mean_test_power,
+    partial_spearman,
+    sign_flip_test,
+    sign_test,
+    sign_test_power,
+    spearman,
+    tasks_needed,
+    tasks_needed_mean,
+)
+from ttkit.resample import (
+    NOISE,
+    Result,
+    Values,
+    bootstrap_mean,
+    clustered_bootstrap,
+    interval,
+    task_draws,
+)
 
-Result = dict[str, float]
-Values: TypeAlias = Sequence[float] | np.ndarray | pd.Series
+__all__ = [
+    "Curve",
+    "METRICS",
+    "NOISE",
+    "RULES",
+    "Result",
+    "Values",
+    "best_of_k_weights",
+    "bootstrap_mean",
+    "check",
+    "clustered_bootstrap",
+    "cohens_h",
+    "compare_paired",
+    "correlation_p",
+    "expected_best_of_k",
+    "fast",
+    "geometric_mean",
+    "interval",
+    "mean_test_power",
+    "partial_spearman",
+    "pass_at_k",
+    "sample_rates",
+    "scaling_curve",
+    "sign_flip_test",
+    "sign_test",
+    "sign_test_power",
+    "spearman",
+    "task_draws",
+    "tasks_needed",
+    "tasks_needed_mean",
+    "worth",
+]
 RULES = {"interval": "speedup_lo", "point": "speedup"}
-NOISE = 1e-9  # differences of expectations below this are rounding, not effects
 
 
 def check(samples: pd.DataFrame, numbers: Sequence[str] = (), others: Sequence[str] = ()) -> None:
@@ -272,179 +323,3 @@ def _over_tasks(metric: str, curves: np.ndarray) -> np.ndarray:
         return np.median(curves, axis=1)
     mean = curves.mean(axis=1)
     return np.exp(mean) if metric == "speedup_gmean" else mean
-
-
-def task_draws(tasks: int, bootstrap: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, tasks, size=(bootstrap, tasks))
-
-
-def interval(draws: np.ndarray) -> Result:
-    known = draws[np.isfinite(draws)]
-    lo, hi = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
-    return {"lo": float(lo), "hi": float(hi), "undefined": 1 - len(known) / len(draws)}
-
-
-def clustered_bootstrap(
-    samples: pd.DataFrame,
-    statistic: Callable[[pd.DataFrame], float],
-    bootstrap: int = 1000,
-    seed: int = 0,
-) -> Result:
-    """`statistic` of the table with its interval: tasks are resampled, then their samples.
-
-    For means, rates and correlations, not for maxima (see `Curve.draws`). Keys value, lo, hi,
-    tasks, samples, undefined (the share of draws, left out, in which the statistic was nan).
-    """
-    rng = np.random.default_rng(seed)
-    groups = [np.asarray(rows) for rows in samples.groupby("task").indices.values()]
-    draws = np.empty(bootstrap)
-    for b in range(bootstrap):
-        picked = [groups[i] for i in rng.integers(0, len(groups), len(groups))]
-        rows = np.concatenate([rng.choice(group, len(group)) for group in picked])
-        names = np.repeat(np.arange(len(picked)), [len(group) for group in picked])
-        draws[b] = statistic(samples.iloc[rows].assign(task=names))
-    counts = {"tasks": len(groups), "samples": len(samples)}
-    return {"value": float(statistic(samples)), **interval(draws), **counts}
-
-
-def bootstrap_mean(values: Values, bootstrap: int = 1000, seed: int = 0) -> Result:
-    """Mean of one value a task, with its interval from resampling tasks; keys value, lo, hi, n."""
-    data = np.asarray(values, dtype=float)
-    if not len(data):
-        return {"value": np.nan, "lo": np.nan, "hi": np.nan, "n": 0}
-    found = interval(data[task_draws(len(data), bootstrap, seed)].mean(axis=1))
-    return {"value": float(data.mean()), "lo": found["lo"], "hi": found["hi"], "n": len(data)}
-
-
-def cohens_h(p1: float, p2: float, n1: int | None = None, n2: int | None = None) -> Result:
-    """Cohen's h = 2 asin(sqrt p1) - 2 asin(sqrt p2), with its interval when n1, n2 are given.
-
-    The arcsine transform's variance is 1/n for independent binomial shares (Cohen 1988, chapter
-    6). 0.2 is small, 0.5 medium, 0.8 large. Raises UsageError for a share outside 0..1.
-    """
-    for p in (p1, p2):
-        if not 0 <= p <= 1:
-            raise UsageError(f"Cohen's h compares shares between 0 and 1, got {p}")
-    h = float(2 * np.arcsin(np.sqrt(p1)) - 2 * np.arcsin(np.sqrt(p2)))
-    half = stats.norm.ppf(0.975) * np.sqrt(1 / n1 + 1 / n2) if n1 and n2 else np.nan
-    return {"h": h, "lo": float(h - half), "hi": float(h + half)}
-
-
-def sign_test(wins: int, losses: int) -> Result:
-    """Exact sign test of `wins` against `losses`, ties left out: n, p_one_sided, p_two_sided."""
-    if wins + losses == 0:
-        return {"n": 0, "p_one_sided": 1.0, "p_two_sided": 1.0}
-    one, two = (
-        float(stats.binomtest(wins, wins + losses, alternative=side).pvalue)
-        for side in ("greater", "two-sided")
-    )
-    return {"n": wins + losses, "p_one_sided": one, "p_two_sided": two}
-
-
-def sign_test_power(n: int, p_win: float, p_loss: float, alpha: float = 0.05) -> float:
-    """Probability that the two-sided sign test on n tasks comes out below `alpha`, exactly.
-
-    Each task is a win, a loss or a tie with the given probabilities, independently of the others.
-    """
-    if n < 1 or min(p_win, p_loss) < 0 or not 0 < p_win + p_loss <= 1:
-        raise UsageError(f"no such sign test: n={n}, p_win={p_win}, p_loss={p_loss}")
-    moved, untied = np.arange(1, n + 1), p_win + p_loss
-    edge = stats.binom.ppf(alpha / 2, moved, 0.5)
-    edge -= stats.binom.cdf(edge, moved, 0.5) > alpha / 2  # the largest count that is rejected
-    share = p_win / untied
-    rejected = stats.binom.cdf(edge, moved, share) + stats.binom.sf(moved - edge - 1, moved, share)
-    return float(stats.binom.pmf(moved, n, untied) @ rejected)
-
-
-def tasks_needed(p_win: float, p_loss: float, power: float = 0.8, alpha: float = 0.05) -> float:
-    """The fewest tasks with which the two-sided sign test has `power`; inf above 1000.
-
-    Power rises with n in small saw teeth: the next few n may fall just below it again.
-    """
-    sizes = range(1, 1001 if p_win != p_loss else 1)  # equal chances are never settled
-    at = bisect_left(sizes, power, key=lambda n: sign_test_power(n, p_win, p_loss, alpha))
-    return sizes[at] if at < len(sizes) else np.inf
-
-
-def compare_paired(a: Values, b: Values, seed: int = 0) -> Result:
-    """Paired speedups of two strategies, one pair a task, compared on the log ratio.
-
-    Returns n, n_different, ratio (geometric mean of a / b) with lo, hi (tasks resampled), and p of
-    the exact sign test, Wilcoxon's signed-rank test (zeros dropped) and the sign-flip test, two-
-    sided unless the name says otherwise. Wilcoxon cannot go below `p_wilcoxon_floor`, 2 / 2**n.
-    Raises UsageError for unequal lengths or a speedup that is not positive.
-    """
-    first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    if first.shape != second.shape:
-        raise UsageError(f"a paired comparison needs pairs, got {len(first)} and {len(second)}")
-    if (wrong := ~((first > 0) & (second > 0) & np.isfinite(first + second))).any():
-        i = int(wrong.argmax())
-        raise UsageError(f"pair {i} is {first[i]} and {second[i]}: speedups are positive numbers")
-    logs = np.round(np.log(first / second), 9)  # a ratio and its inverse have to tie
-    moved = logs[logs != 0]
-    mean = bootstrap_mean(logs, seed=seed)
-    sign = sign_test(int((moved > 0).sum()), int((moved < 0).sum()))
-    return {
-        "n": len(logs),
-        "n_different": len(moved),
-        "ratio": float(np.exp(mean["value"])),
-        "lo": float(np.exp(mean["lo"])),
-        "hi": float(np.exp(mean["hi"])),
-        "p_sign": sign["p_two_sided"],
-        "p_sign_one_sided": sign["p_one_sided"],
-        "p_wilcoxon": float(stats.wilcoxon(moved).pvalue) if len(moved) else 1.0,
-        "p_wilcoxon_floor": min(1.0, 2.0 ** (1 - len(moved))),
-        "p_permutation": sign_flip_test(logs, seed),
-    }
-
-
-def sign_flip_test(differences: Values, seed: int = 0) -> float:
-    """Two-sided permutation p of a zero mean of paired differences: each may change its sign.
-
-    Exact up to 13 pairs, else from 9999 seeded draws.
-    """
-    values = np.asarray(differences, dtype=float)
-    if len(values) < 2 or not (np.abs(values) > NOISE).any():
-        return 1.0
-    result = stats.permutation_test(
-        (values,),
-        lambda d, axis: d.mean(axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=9999,
-        rng=np.random.default_rng(seed),
-    )
-    return float(result.pvalue)
-
-
-def correlation_p(rho: float, n: int, controls: int = 0) -> float:
-    """Two-sided p of a correlation by Student's t, n - 2 - `controls` degrees of freedom."""
-    free = n - 2 - controls
-    if free < 1 or not np.isfinite(rho):
-        return np.nan
-    return float(2 * stats.t.sf(abs(rho) * np.sqrt(free / max(1 - rho**2, 1e-300)), free))
-
-
-def spearman(x: Values, y: Values) -> Result:
-    """Spearman's rho with its two-sided p and n; nan where one side does not vary.
-
-    The p takes each pair as one unit, which samples of a task are not: see `clustered_bootstrap`.
-    """
-    a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return {"rho": np.nan, "p": np.nan, "n": len(a)}
-    rho = float(stats.spearmanr(a, b).statistic)
-    return {"rho": rho, "p": correlation_p(rho, len(a)), "n": len(a)}
-
-
-def partial_spearman(x: Values, y: Values, control: Values) -> Result:
-    """Spearman's rho of x and y with `control` held fixed: the partial correlation of the ranks.
-
-    nan where `control` decides the ranks of x or y; a control that does not vary controls nothing.
-    """
-    if np.ptp(np.asarray(control, dtype=float)) == 0:
-        return spearman(x, y)
-    xy, xz, yz = (spearman(*pair)["rho"] for pair in ((x, y), (x, control), (y, control)))
-    left = np.array([1 - xz**2, 1 - yz**2])  # of rank variance; rounding leaves some 1e-16
-    rho = float((xy - xz * yz) / np.sqrt(left.prod())) if (left > 1e-14).all() else np.nan
-    return {"rho": rho, "p": correlation_p(rho, len(x), 1), "n": len(x)}

@@ -1,0 +1,68 @@
+"""What the notebooks measure of the claims: complete, right by hand, and honest where it fails."""
+
+import numpy as np
+import pytest
+from test_select import random_table, table
+
+from ttkit import claims, findings, select, stats
+
+OWN = claims.load_claims().query("notebook == '02'")["id"]
+SELECTION = claims.load_claims().query("notebook == '04'")["id"]
+
+
+def by_claim(rows):
+    claims.findings(rows)  # each once
+    return {row.claim: row for row in rows}
+
+
+def many(seed=3, tasks=7, n=64):
+    samples = random_table(seed, tasks, n, ties=False)
+    return samples, [f"t{t}" for t in range(tasks)]
+
+
+def test_best_of_n_measures_every_claim_of_its_notebook():
+    samples, tasks = many()
+    found = by_claim(findings.best_of_n(samples, tasks, 100))
+    assert set(found) == set(OWN)
+    curve = stats.scaling_curve(samples, "task_success", 100).table.set_index("k")["value"]
+    assert found["bon_k4"].value == curve[4] and found["bon_k4"].n == 7
+    assert found["bon_k16"].value == pytest.approx(curve[16] / curve[64])
+    assert found["bon_k64_all"].value == curve[64]
+    assert found["bon_k64"].n == 5
+    assert found["logprob_std"].value == select.variance_gate(samples)["open"].sum()
+    assert found["rlvr_correct"].value == pytest.approx(samples["correct"].mean())
+
+
+def test_subset_1_is_the_first_five_of_the_split():
+    samples = table({f"t{t}": [(1, 2.0 if t in (0, 6) else 0.5)] * 64 for t in range(7)})
+    order = ["t6", "t0", "t1", "t2", "t3", "t4", "t5"]
+    assert by_claim(findings.best_of_n(samples, order, 50))["bon_k64"].value == pytest.approx(0.4)
+
+
+def test_a_smaller_k_leaves_the_larger_claims_without_a_value():
+    found = by_claim(findings.best_of_n(random_table(1), [f"t{t}" for t in range(5)], 50))
+    assert np.isnan(found["bon_k64"].value) and "8 samples a task" in found["bon_k16"].note
+    assert not np.isnan(found["bon_k8"].value) and set(found) == set(OWN)
+
+
+def test_selection_measures_every_claim_of_its_notebook():
+    samples, _ = many(n=12)
+    picks = select.select(samples, [1, 3], ["nll_sum"])
+    found = by_claim(findings.selection(samples, picks, bootstrap=50))
+    assert set(found) == set(SELECTION)
+    gap = select.compare(picks)
+    assert found["sel_gap"].value == pytest.approx(gap["difference"])
+    three = select.compare(picks, "surprisal", "oracle", k=3)
+    assert found["sel_surprisal_top3"].value == pytest.approx(three["difference"])
+    right = samples[samples["correct"]]
+    rho = stats.partial_spearman(-right["nll_sum"], right["speedup"], right["n_tokens"])["rho"]
+    assert found["len_partial"].value == pytest.approx(rho)
+    assert found["cost_zero"].value == 0
+    assert "Q1" in found["quartile_shape"].note
+
+
+def test_hardly_any_correct_sample_says_so_in_every_finding():
+    samples = table({"a": [(1, 2.0), (2, 0)], "b": [(1, 0), (2, 0)]})
+    found = by_claim(findings.selection(samples, select.select(samples, [1, 3])))
+    assert set(found) == set(SELECTION)
+    assert np.isnan(found["sel_gap"].value) and "1 correct samples" in found["sel_gap"].note

@@ -1,0 +1,140 @@
+"""Figures of the dial, of two evaluators side by side, and of the ledger (see `ttkit.plots`)."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ttkit.claims import DIFFERS, HOLDS, NOT_RUN, SHARES, UNDERPOWERED
+from ttkit.plots import (
+    BLUE,
+    DARK,
+    GREEN,
+    GREY,
+    LINES,
+    RESAMPLED,
+    STYLE,
+    VERMILION,
+    _axis,
+    _check,
+    _rows,
+    _start,
+)
+
+VERDICT_LOOKS = {HOLDS: (GREEN, "o"), DIFFERS: (VERMILION, "s"), UNDERPOWERED: (GREY, "^")}
+ON_ONE_AXIS = (*SHARES, "difference", "threshold", "rho", "count")
+EVALUATOR_LOOKS = ((BLUE, "o"), (GREEN, "^"), (VERMILION, "s"))
+
+
+@mpl.rc_context(STYLE)
+def dial(table: pd.DataFrame, by: str = "expert_share") -> Figure:
+    """What surprisal gains against the dial: rows by k, columns fast_1 and speedup.
+
+    From `dial.effects` of every point, with the column `by`. Each line is a temperature; in the
+    first row one pick is set against confidence, in the second three picks against three at random.
+    """
+    ends = ["difference", "difference_lo", "difference_hi"]
+    speeds = ["speedup_ratio", "speedup_lo", "speedup_hi"]
+    _check("dial", table, by, "temperature", "first", "second", "k", "n", *ends, *speeds)
+    known = table[(table["first"] == "surprisal") & (table["n"] > 0)]
+    _check("dial", known)
+    tasks = f"{known['n'].min():.0f} to {known['n'].max():.0f}"
+    caption = f"""n = {tasks} tasks with a correct sample at each point. {RESAMPLED} Above 0, or
+        above 1×: surprisal is ahead. Settings: experts rare (left) to common; points of one setting
+        are drawn side by side."""
+    fig, axes = _start("What surprisal gains, against the dial", caption, 6.4, 2, 2, sharex=True)
+    rows = [(1, "confidence", "1 pick against confidence")]
+    rows += [(3, "random", "best of 3 picks against 3 at random")]
+    levels = sorted(known["temperature"].unique())
+    for (k, second, title), pair in zip(rows, (axes[:2], axes[2:]), strict=True):
+        part = known[(known["second"] == second) & (known["k"] == k)]
+        for ax, columns in zip(pair, (ends, speeds), strict=True):
+            for i, (level, colour) in enumerate(zip(levels, LINES, strict=False)):
+                line = part[part["temperature"] == level].sort_values(by)
+                value, lo, hi = line[columns].to_numpy(dtype=float).T
+                x = line[by].to_numpy(dtype=float) * 1.06 ** (i - (len(levels) - 1) / 2)
+                ax.vlines(x, lo, hi, color=colour, lw=1.5, alpha=0.6)
+                ax.plot(x, value, "osD^v"[i % 5] + "-", color=colour, ms=5, lw=1.2, label=level)
+            ax.set_xscale("log")
+            ticks = sorted(known[by].unique())
+            ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            ax.minorticks_off()
+            ax.set_title(title)
+        pair[0].axhline(0, color=DARK, lw=1, ls=":", zorder=1)
+        pair[0].set_ylabel("difference in fast_1")
+        pair[0].yaxis.set_major_formatter("{x:+.0%}")
+        _axis(pair[1], "y", "ratio of geometric-mean speedups", part[speeds])
+    for ax in axes[2:]:
+        ax.set_xlabel(f"{by} (log scale)")
+    axes[1].legend(title="temperature", loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return fig
+
+
+@mpl.rc_context(STYLE)
+def evaluators(table: pd.DataFrame, unchanged: pd.DataFrame) -> Figure:
+    """The same samples under each evaluator: shares at the left, mean speedups at the right.
+
+    `table` is `evaluators.compare`. `unchanged` has evaluator, fast and runs: of programs that did
+    not change, how many each evaluator calls faster (A/A); the truth is 0.
+    """
+    _check("evaluators", table, "evaluator", "number", "metric", "value", "lo", "hi", "n")
+    _check("evaluators", unchanged, "evaluator", "fast", "runs")
+    names = list(dict.fromkeys(table["evaluator"]))
+    numbers = list(dict.fromkeys(table["number"]))
+    top = "unchanged programs (A/A)"
+    caption = f"""n = {table["n"].max():.0f} tasks. {RESAMPLED} First row: programs that did not
+        change, the truth is 0. Right: arithmetic mean as published, of the same picks."""
+    height = 2.2 + 0.42 * (len(numbers) + 1)
+    fig, (left, right) = _start("One set of samples, two evaluators", caption, height, 1, 2)
+    for (i, name), (colour, marker) in zip(enumerate(names), EVALUATOR_LOOKS, strict=False):
+        shift = 0.22 * (i - (len(names) - 1) / 2)
+        aa = unchanged[unchanged["evaluator"] == name]
+        share = aa["fast"].sum() / max(aa["runs"].sum(), 1)
+        left.plot(share, shift, marker, color=colour, ms=6, label=name)
+        for ax, metric in ((left, "fast_1"), (right, "speedup_mean")):
+            part = table[(table["evaluator"] == name) & (table["metric"] == metric)]
+            y = np.array([numbers.index(number) + 1 + shift for number in part["number"]])
+            ax.hlines(y, part["lo"], part["hi"], color=colour, lw=1.5, alpha=0.6)
+            ax.plot(part["value"], y, marker, color=colour, ms=6)
+    _axis(left, "x", "share called fast")
+    drawn = table[table["metric"] == "speedup_mean"][["value", "lo", "hi"]]
+    _axis(right, "x", "mean speedup of what is kept", drawn)
+    _rows(left, [top, *numbers])
+    right.set(yticks=[], ylim=left.get_ylim())
+    return fig
+
+
+@mpl.rc_context(STYLE)
+def ledger(table: pd.DataFrame) -> Figure:
+    """Every claim whose measure is a share, a difference of shares or a correlation, on one axis:
+    the values that would agree (grey band), and the run's value with its interval. The verdicts of
+    all claims, these and the others, are counted in the caption. From `claims.ledger`."""
+    columns = ("claim", "metric", "rule", "region_lo", "region_hi", "value", "lo", "hi", "verdict")
+    _check("ledger", table, *columns)
+    counts = table["verdict"].value_counts()
+    total = ", ".join(f"{counts.get(v, 0)} {v}" for v in (HOLDS, DIFFERS, UNDERPOWERED, NOT_RUN))
+    drawn = table[
+        table["rule"].isin(["level", "sign", "count"]) & table["metric"].isin(ON_ONE_AXIS)
+    ]
+    measured = drawn[drawn["verdict"] != NOT_RUN].reset_index(drop=True)
+    others = len(table) - len(measured)
+    caption = f"""n = {len(table)} published claims: {total}. Band: values that would agree with
+        the claim; line: 95 % interval of this run. {others} claims are not drawn: not run, or
+        measured on another scale; the table has them all."""
+    height = 1.9 + 0.27 * max(len(measured), 3)
+    fig, (ax,) = _start("The ledger of claims", caption, height)
+    for row in measured.itertuples():
+        low, high = np.clip([row.region_lo, row.region_hi], -1.0, 1.05)
+        ax.barh(row.Index, high - low, 0.72, low, color="#E8E8E8", zorder=0)
+        colour, _ = VERDICT_LOOKS[row.verdict]
+        ax.hlines(row.Index, row.lo, row.hi, color=colour, lw=2)
+    for verdict, (colour, marker) in VERDICT_LOOKS.items():
+        part = measured[measured["verdict"] == verdict]
+        shares = part["value"].where(part["rule"] != "count", part["value"] / part["n"])
+        ax.plot(shares, part.index, marker, color=colour, ms=6, ls="", label=verdict)
+    ax.axvline(0, color=DARK, lw=1, ls=":")
+    ax.set(xlim=(-1.02, 1.07), xlabel="share, difference of shares, or correlation")
+    _rows(ax, measured["claim"])
+    return fig
