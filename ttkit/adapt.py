@@ -44,7 +44,7 @@ RECORD, HISTORY, STATE, OPTIMIZER = "ttt.json", "history.csv", "ttkit.json", "op
 FRESH = 1_000_000  # stands for the step of samples that no update has seen, in their seed
 PROBE = 8  # sequences scored after an update, to see that it took
 SECONDS = ("seconds_sampling", "seconds_verification")
-UPDATE = ("loss", "grad_norm", "tokens_teacher", "seconds_update")
+UPDATE = ("loss", "grad_norm", "tokens_teacher", "teacher_gap", "seconds_update")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ class Adaptation:
     temperature 1, mean over samples), distinct (different programs), tokens_prompt and
     tokens_completion (summed over rollouts), seconds_sampling, seconds_verification. Of the update
     to s + 1, and nan in the last row: loss, grad_norm (before clipping at 1), tokens_teacher (read
-    by a teacher: 0 but for SDPO), seconds_update. `samples` has the rows of `best_of_n`, but for
+    by a teacher: 0 but for SDPO), teacher_gap (its mean log-prob above the policy's, nats a token;
+    nan but for SDPO), seconds_update. `samples` has the rows of `best_of_n`, but for
     the column `run`.
     """
 
@@ -67,8 +68,8 @@ class Adaptation:
 
 
 # What a batch teaches: for each sample one advantage, or one a token, None if there is no gradient
-# in it; and the tokens that a teacher has read.
-Credit = tuple[Sequence[np.ndarray] | None, int]
+# in it; and the columns of the history that are about a teacher.
+Credit = tuple[Sequence[np.ndarray] | None, dict[str, float]]
 Creditor = Callable[[Any, Any, Rollouts, np.ndarray], Credit]
 
 
@@ -97,7 +98,7 @@ def batch_ttt(
 
     def credit(model: Any, tokenizer: Any, rollouts: Rollouts, rewards: np.ndarray) -> Credit:
         values = np.where(rollouts.known, OBJECTIVES[run.objective](rewards), 0.0).ravel()
-        return (list(values) if values.any() or run.bonus else None), 0
+        return (list(values) if values.any() or run.bonus else None), {"tokens_teacher": 0}
 
     return adapt(run, "ttt", credit, model_dir, adapter, tasks, judge, out, device, dtype, on_step)
 
@@ -254,7 +255,8 @@ class _Loop:
     def learn(self, step: int, rollouts: Rollouts, rewards: np.ndarray) -> None:
         """The update to checkpoint `step` + 1, and that checkpoint."""
         row, began = self.history[-1], time.perf_counter()
-        values, row["tokens_teacher"] = self.credit(self.model, self.tokenizer, rollouts, rewards)
+        values, teacher = self.credit(self.model, self.tokenizer, rollouts, rewards)
+        row |= teacher
         if values is None:
             # no optimiser step either: Adam's momentum would move the weights all the same
             log.warning("step %d: all advantages are 0, no gradient: nothing is changed", step)

@@ -97,22 +97,13 @@ class Rollouts:
         return np.reshape(known, (len(self.tasks), -1))
 
     def rewards(self, run: TTT) -> np.ndarray:
-        """(tasks, rollouts). What is not known counts as the mean of its task's others.
-
-        Raises InfraError when nothing of a task is known.
-        """
+        """(tasks, rollouts). What is not known counts as the mean of its task's others."""
         if run.reward == "speedup":
             values = [speedup_reward(r["correct"], r["speedup"]) for r in self.rows]
         else:
             p = run.threshold
             values = [threshold_reward(r["correct"], r["speedup_lo"], p) for r in self.rows]
         found, known = np.reshape(values, self.known.shape), self.known
-        if not known.any(axis=1).all():
-            task = self.tasks[int(known.any(axis=1).argmin())].key
-            raise InfraError(
-                f"no rollout of {task} could be measured ({self.rows[0]['reason'] or 'no reason'}):"
-                " see `ttkit doctor`, then give the same command again"
-            )
         means = np.nanmean(np.where(known, found, np.nan), axis=1, keepdims=True)
         return np.where(known, found, means)
 
@@ -132,12 +123,23 @@ def draw(
 
 
 def judged(rows: list[dict[str, Any]], tasks: list[Task], judge: Judge) -> list[dict[str, Any]]:
-    """The rows with the columns of their verdicts; each different program is judged once."""
+    """The rows with the columns of their verdicts; each different program is judged once.
+
+    Raises InfraError when nothing of a task could be measured.
+    """
     by_key = {task.key: task for task in tasks}
     distinct = {(row["task"], row["code_sha256"]): row["code"] for row in rows}
     verdicts = judge([(by_key[task], code) for (task, _), code in distinct.items()])
     columns = dict(zip(distinct, map(_verdict, verdicts), strict=True))
-    return [{**row, **columns[row["task"], row["code_sha256"]]} for row in rows]
+    found = [{**row, **columns[row["task"], row["code_sha256"]]} for row in rows]
+    for task in tasks:
+        mine = [row for row in found if row["task"] == task.key]
+        if all(row["status"] == "infra_error" for row in mine):
+            raise InfraError(
+                f"no rollout of {task.key} could be measured ({mine[0]['reason'] or 'no reason'}): "
+                "see `ttkit doctor`, then give the same command again"
+            )
+    return found
 
 
 def _verdict(verdict: Judged) -> dict[str, Any]:
