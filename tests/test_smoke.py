@@ -20,6 +20,7 @@ def test_every_notebook_runs_and_says_what_it_found(run):
         "00_start_here",
         "01_train_base_policy",
         "02_best_of_n",
+        "03_test_time_training",
         "04_selection",
     ]
     assert 4 <= len(run.summary) <= 9
@@ -67,7 +68,7 @@ def test_each_figure_has_the_table_it_was_drawn_from(run):
 def test_a_second_run_does_nothing(run):
     before = {p: p.stat().st_mtime_ns for p in run.out.glob("*/manifest.json")}
     again = pipeline.run("smoke", run.out, stream=io.StringIO())
-    assert again.executed == {} and len(again.unchanged) == 4
+    assert again.executed == {} and len(again.unchanged) == 5
     assert {p: p.stat().st_mtime_ns for p in run.out.glob("*/manifest.json")} == before
 
 
