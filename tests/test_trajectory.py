@@ -1,4 +1,4 @@
-"""What a run of test-time training says, on tables with known answers; its advantages and figures."""
+"""What a run of test-time training says, on tables with known answers; advantages; figures."""
 
 import math
 
