@@ -20,6 +20,7 @@ def test_every_notebook_runs_and_says_what_it_found(run):
         "00_start_here",
         "01_train_base_policy",
         "02_best_of_n",
+        "03_test_time_training",
         "04_selection",
         "07_claims",
     ]

@@ -30,8 +30,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-bench = typer.Typer(help="Measure how fast the parts are; JSON.", no_args_is_help=True)
-app.add_typer(bench, name="bench")
+bench_app = typer.Typer(help="Measure how fast the parts are, as ratios.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, nothing else.")]
 Source = Annotated[str, typer.Option(help="minibench or kernelbench.")]
@@ -293,7 +293,7 @@ def aa(
         raise InfraError(f"no run could be measured: {results[0][1].reason}")
 
 
-@bench.command("verify")
+@bench_app.command("verify")
 def bench_verify(
     source: Source = "minibench",
     level: Level = 1,
@@ -401,6 +401,51 @@ def select(
                 f"speedup {gain.speedup_value:.2f}x "
                 f"[{gain.speedup_lo:.2f}, {gain.speedup_hi:.2f}], {gain.tasks} tasks"
             )
+
+
+@bench_app.command("ttt")
+def bench_ttt(
+    model: Annotated[
+        str | None, typer.Option(help="A model directory; default: a policy pretrained briefly.")
+    ] = None,
+    source: Source = "minibench",
+    level: Level = 2,
+    scale: Scale = "cpu",
+    kernelbench_dir: KernelBench = None,
+    tasks: Annotated[int, typer.Option(min=1, help="How many tasks of the level.")] = 5,
+    rollouts: Annotated[int, typer.Option(min=2, help="Samples of each.")] = 16,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 192,
+    prompt_style: Annotated[str, typer.Option(help="compact or full.")] = "compact",
+    repeats: Annotated[int, typer.Option(min=1, help="Repeats behind each median.")] = 5,
+    device: Device = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    as_json: Json = False,
+) -> None:
+    """Time a TTT update against bare forward and backward, and a TTT step against TRL's."""
+    import tempfile
+
+    from ttkit.bench_ttt import bench
+    from ttkit.pretrain import pretrain
+    from ttkit.tasks import load_tasks
+
+    chosen = load_tasks(source, level, scale, kernelbench_dir)[:tasks]
+    with tempfile.TemporaryDirectory() as folder:
+        where = model or pretrain(folder, n_examples=6000, device=device, on_step=lambda *_: None)
+        found = bench(
+            where,
+            chosen,
+            device=device,
+            dtype=dtype,
+            repeats=repeats,
+            rollouts=rollouts,
+            max_tokens=max_tokens,
+            prompt_style=prompt_style,
+        )
+    if as_json:
+        _print_json(found)
+    else:
+        for key, value in found.items():
+            print(f"{key:20} {_cell(value)}")
 
 
 @app.command()

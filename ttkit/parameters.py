@@ -30,7 +30,7 @@ TYPES = (*SCALARS, "list[int]", "list[float]", "list[str]")
 MACHINERY = {"cli", "__main__", "pipeline", "parameters", "store", "journal", "provenance"}
 # Functions of finished tables: the rows in a journal do not depend on them.
 PURE = {"claims", "clusters", "hypothesis", "plots", "prefilter", "published", "resample", "select"}
-PURE |= {"dial", "findings", "plots_claims", "stats"}
+PURE |= {"dial", "findings", "plots_claims", "plots_ttt", "stats"}
 
 
 @dataclass(frozen=True)
