@@ -101,6 +101,30 @@ def status(
 
 
 @app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="A sweep, as those in notebooks/sweeps.")],
+    jobs: Annotated[int, typer.Option(min=1, help="Notebooks that run at a time.")] = 1,
+    executor: Annotated[str, typer.Option(help="local, or ray (a cluster).")] = "local",
+    out: Annotated[str | None, typer.Option(help="Folder; default runs/NAME.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run the notebooks at every point of a grid; gather the results in one table."""
+    from ttkit.sweep import sweep as start
+
+    result = start(file, out, jobs, executor, stream=sys.stderr if as_json else sys.stdout)
+    if as_json:
+        _print_json(asdict(result))
+    else:
+        ok = len(result.points) - len(set(result.failures) & set(result.points))
+        print(f"{ok} of {len(result.points)} points complete in {result.seconds:.0f} s")
+        for name in [*result.tables, *filter(None, [result.figure])]:
+            print(result.out / name)
+        for point, why in result.failures.items():
+            print(f"FAILED {point}: {why}")
+    raise typer.Exit(3 if result.failures else 0)
+
+
+@app.command()
 def publish(
     run: Annotated[str, typer.Argument(help="A complete run of the default.")] = "runs/demo",
     as_json: Json = False,
