@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import pandas as pd
 
 from ttkit import prompts
-from ttkit.sampling import Sampler, SamplingParams
+from ttkit.sampling import Completion, Sampler, SamplingParams
 from ttkit.tasks import Task
 from ttkit.verify import Verdict, Verifier
 
@@ -111,27 +111,36 @@ def sample(
         if not all(task.key in have for task in batch):
             chats = [prompts.messages(task, prompt_style, action) for task in batch]
             drawn = sampler.sample(chats, params)
-            journal.append(
-                [
-                    {
-                        "run": run,
-                        **identity,
-                        "task": task.key,
-                        "index": index,
-                        "seed": params.seed,
-                        "code": (code := prompts.extract(completion.text, action)),
-                        "code_sha256": prompts.code_sha256(code),
-                        **{k: v for k, v in asdict(completion).items() if k != "token_ids"},
-                        "token_ids": list(completion.token_ids),
-                    }
-                    for task, completions in zip(batch, drawn, strict=True)
-                    for index, completion in enumerate(completions)
-                    if task.key not in have
-                ]
-            )
+            rows = sample_rows(batch, drawn, {"run": run, **identity, "seed": params.seed}, action)
+            journal.append([row for row in rows if row["task"] not in have])
         progress(label, start + len(batch), len(tasks))
     keys = {task.key for task in tasks}
     return pd.DataFrame([row for row in journal.rows if mine(row) and row["task"] in keys])
+
+
+def sample_rows(
+    tasks: Sequence[Task],
+    drawn: Sequence[Sequence[Completion]],
+    identity: dict[str, Any],
+    action: str,
+) -> list[dict[str, Any]]:
+    """`drawn[i]`, the completions of task i, as rows of a samples table that start with `identity`.
+
+    They end at `finish_reason`: what comes of running the code is not known yet.
+    """
+    return [
+        {
+            **identity,
+            "task": task.key,
+            "index": index,
+            "code": (code := prompts.extract(completion.text, action)),
+            "code_sha256": prompts.code_sha256(code),
+            **{k: v for k, v in asdict(completion).items() if k not in ("token_ids", "logps")},
+            "token_ids": list(completion.token_ids),
+        }
+        for task, completions in zip(tasks, drawn, strict=True)
+        for index, completion in enumerate(completions)
+    ]
 
 
 def judge(

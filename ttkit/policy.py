@@ -33,12 +33,14 @@ def load(
     adapter: str | Path | None = None,
     device: str = "cpu",
     dtype: str = "float32",
+    trainable: bool = False,
 ) -> tuple[Any, Any]:
     """A (model, tokenizer) from a local Hugging Face directory, with a PEFT adapter if named.
 
-    The model is in eval mode; the tokenizer pads on the left and has a padding token. Nothing is
-    downloaded. Raises UsageError for a directory that is missing or incomplete, an adapter that
-    does not fit, an unknown dtype, or a device this machine lacks.
+    The adapter's weights take gradients if `trainable`. The model is in eval mode; the tokenizer
+    pads on the left and has a padding token. Nothing is downloaded. Raises UsageError for a
+    directory that is missing or incomplete, an adapter that does not fit, an unknown dtype, or a
+    device this machine lacks.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -66,18 +68,18 @@ def load(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if adapter is not None:
-        model = _with_adapter(model, Path(adapter), path)
+        model = _with_adapter(model, Path(adapter), path, trainable)
     return model.to(device).eval(), tokenizer
 
 
-def _with_adapter(model: Any, adapter: Path, path: Path) -> Any:
+def _with_adapter(model: Any, adapter: Path, path: Path, trainable: bool) -> Any:
     from peft import PeftModel
 
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (adapter / name).is_file():
             raise UsageError(f"{adapter} is no complete LoRA adapter: it has no {name}")
     try:
-        return PeftModel.from_pretrained(model, str(adapter))
+        return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
     except Exception as error:
         raise UsageError(
             f"the adapter {adapter} does not fit the model in {path} ({_first_line(error)}): "

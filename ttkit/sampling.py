@@ -57,7 +57,8 @@ class Completion:
     `nll_sum`, `nll_mean`, `nll_max` (the least likely token) and `entropy_mean` (nats) belong to
     the raw distribution, temperature 1; `nll_sum_temp`, `nll_mean_temp` to the temperature-scaled
     one. Neither knows of top-p. At temperature 0 the scaled distribution has all its mass on the
-    token that was taken, so both scaled values are 0.
+    token that was taken, so both scaled values are 0. `logps` are the scaled log-probs token by
+    token, for importance ratios; tables of samples keep the sums only.
     """
 
     text: str
@@ -70,6 +71,7 @@ class Completion:
     nll_mean_temp: float
     nll_max: float
     entropy_mean: float
+    logps: tuple[float, ...] = field(default=(), repr=False)
 
 
 class Sampler(Protocol):
@@ -288,6 +290,7 @@ class TransformersSampler:
             nll_mean_temp=float(-scaled.mean()),
             nll_max=float(-raw.min()),
             entropy_mean=float(entropy.mean()),
+            logps=tuple(scaled.tolist()),
         )
 
 

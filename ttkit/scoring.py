@@ -91,12 +91,17 @@ def score(
 
 
 def token_logprobs(
-    model: Any, pairs: Sequence[tuple[list[int], list[int]]], pad: int, temperature: float = 1.0
+    model: Any,
+    pairs: Sequence[tuple[list[int], list[int]]],
+    pad: int,
+    temperature: float = 1.0,
+    entropy: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(log-probs, entropies, mask) of the completions in (prompt ids, completion ids) pairs.
 
     Each is (pairs, longest completion), aligned on the right; the mask is False on padding.
-    Differentiable when gradients are on.
+    Differentiable when gradients are on. Without `entropy`, which costs as much as the log-probs,
+    the entropies are 0.
     """
     device = model.device
     width = max(len(p) + len(c) for p, c in pairs)
@@ -115,6 +120,8 @@ def token_logprobs(
     logps = (logits.float() / temperature).log_softmax(-1)
     mask = places[-longest:] >= width - lengths[:, 1:]
     taken = logps.gather(2, ids[:, -longest:, None])[..., 0]
+    if not entropy:
+        return taken, torch.zeros_like(taken), mask
     # a clamp keeps 0 * -inf, of tokens the model rules out, from becoming nan
     entropies = -(logps.exp() * logps.clamp(min=-1e4)).sum(-1)
     return taken, entropies, mask

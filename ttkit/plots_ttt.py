@@ -1,0 +1,111 @@
+"""The figures of test-time training, in the style of `ttkit.plots` (whose rules hold here too)."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ttkit.plots import (
+    BLACK,
+    BLUE,
+    DARK,
+    GREY,
+    RESAMPLED,
+    STYLE,
+    VERMILION,
+    _axis,
+    _check,
+    _curves,
+    _start,
+)
+from ttkit.trajectory import NoLearning
+
+RATES = ("sample_fast_1", "lo", "hi")
+
+
+@mpl.rc_context(STYLE)
+def trajectory(
+    steps: pd.DataFrame,
+    band: NoLearning,
+    chosen: int,
+    fresh: pd.DataFrame,
+    best_of_n: pd.DataFrame,
+) -> Figure:
+    """Sample fast_1 by step beside what no learning would show; task success by rollouts spent.
+
+    `steps` and `fresh` are `ttkit.trajectory.by_step` of the rollouts and of fresh samples;
+    `best_of_n` is the table of a `stats.scaling_curve` of task_success on the same tasks.
+    """
+    _check("trajectory", steps, "step", *RATES, "n", "rollouts", "task_success")
+    _check("trajectory", fresh, "step", *RATES)
+    _check("trajectory", best_of_n, "k", "value", "lo", "hi")
+    caption = f"""n = {steps["n"].iloc[0]} rollouts a step, {fresh["n"].iloc[0]} fresh samples.
+        Left: bars are 95 % Wilson intervals, the unit is a sample; grey: 95 % of steps if nothing
+        were learned, dashed: the expected best of {len(steps)} such steps. Right: one run; Best-of-N
+        {RESAMPLED.lower()}"""
+    fig, (left, right) = _start("Test-time training, by step", caption, 4.0, 1, 2)
+    left.axhspan(band.lo, band.hi, color=GREY, alpha=0.2, lw=0, label="no learning, one step")
+    left.axhline(
+        band.expected_maximum, color=DARK, lw=1.2, ls="--", label="no learning, expected best"
+    )
+    ends = (steps["sample_fast_1"] - steps["lo"], steps["hi"] - steps["sample_fast_1"])
+    left.errorbar(
+        steps["step"],
+        steps["sample_fast_1"],
+        ends,
+        fmt="o-",
+        color=BLUE,
+        lw=2,
+        elinewidth=1.2,
+        ms=5,
+        label="rollouts of the step",
+    )
+    best = steps[steps["step"] == chosen]
+    left.plot(best["step"], best["sample_fast_1"], "D", color=BLUE, ms=10, label="chosen")
+    ends = (fresh["sample_fast_1"] - fresh["lo"], fresh["hi"] - fresh["sample_fast_1"])
+    left.errorbar(
+        fresh["step"] + 0.08,
+        fresh["sample_fast_1"],
+        ends,
+        fmt="s",
+        color=VERMILION,
+        mfc="white",
+        ms=7,
+        elinewidth=1.2,
+        label="fresh samples",
+    )
+    left.set(xlabel="step (updates made)", ylabel="sample fast_1 (interval rule)")
+    left.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    left.yaxis.set_major_formatter("{x:.0%}")
+    left.set_ylim(0, max(steps["hi"].max(), fresh["hi"].max(), band.hi) * 1.6 + 0.02)
+    left.legend(loc="upper left", fontsize=8, frameon=False, ncols=2)
+    right.set(xlabel="rollouts a task", ylabel="share of tasks with a fast sample")
+    spent = steps.rename(columns={"rollouts": "k", "task_success": "value"})
+    spent = spent.assign(lo=spent["value"], hi=spent["value"])
+    tables = {"Best-of-N": best_of_n, "TTT": spent[["k", "value", "lo", "hi"]]}
+    _curves(right, tables, ("k", "value", "lo", "hi"), {"Best-of-N": BLACK, "TTT": BLUE})
+    return fig
+
+
+@mpl.rc_context(STYLE)
+def regime(table: pd.DataFrame, threshold: float = 0.3) -> Figure:
+    """The gain of each task against its base coverage, from `ttkit.trajectory.regime`; the line at
+    `threshold` is where the paper says that adaptation begins to help."""
+    _check("regime", table, "task", "coverage", "gain", "lo", "hi", "n")
+    caption = f"""n = {len(table)} tasks, {table["n"].min()} fresh samples on each side. Bars:
+        Newcombe's 95 % interval of a difference of shares, the unit is a sample. Dashed: the
+        published threshold."""
+    fig, (ax,) = _start("Gain of the adapted policy, by base coverage", caption, 4.0)
+    ends = (table["gain"] - table["lo"], table["hi"] - table["gain"])
+    ax.errorbar(table["coverage"], table["gain"], ends, fmt="o", color=BLUE, ms=7, elinewidth=1.4)
+    for row in table.itertuples():
+        at = (row.coverage, row.gain)
+        ax.annotate(row.task, at, (5, 5), textcoords="offset points", fontsize=8)
+    ax.axhline(0, color=DARK, lw=1, ls=":")
+    ax.axvline(threshold, color=BLACK, lw=1, ls="--")
+    _axis(ax, "x", "base coverage: share of the base policy's samples that are fast")
+    ax.set_ylabel("gain in sample fast_1 (fresh samples)")
+    ax.yaxis.set_major_formatter("{x:+.0%}")
+    return fig

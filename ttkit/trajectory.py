@@ -1,0 +1,197 @@
+"""What a run of test-time training says: pure functions of its history and samples; no torch.
+
+Two rates are kept apart here as in `ttkit.stats`: sample fast_1 (a share of samples) and task
+success (a share of tasks with at least one fast sample, which grows with the rollouts spent).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+
+from ttkit.errors import UsageError
+from ttkit.stats import fast
+
+
+def choose(history: pd.DataFrame, patience: int = 0, metric: str = "sample_fast_1") -> int:
+    """Best-of-Adaptation: the step with the highest in-batch `metric`, of equals the earliest.
+
+    With `patience`, later steps are not looked at once `metric` has not risen for so many steps.
+    """
+    best, at = float("-inf"), 0
+    for row in history.sort_values("step").itertuples():
+        value, step = getattr(row, metric), int(row.step)
+        if value > best:
+            best, at = value, step
+        elif patience and step - at >= patience:
+            break
+    return at
+
+
+def stopped(history: pd.DataFrame, patience: int, metric: str = "sample_fast_1") -> bool:
+    """Whether `metric` has not risen in the last `patience` steps (never with patience 0)."""
+    if not patience or history.empty:
+        return False
+    return int(history["step"].max()) - choose(history, 0, metric) >= patience
+
+
+@dataclass(frozen=True)
+class NoLearning:
+    """What sample fast_1 would do if the policy never changed from step 0.
+
+    `lo` and `hi` hold 95 % of single steps; `maxima` are draws of the best of all steps.
+    """
+
+    base: float
+    lo: float
+    hi: float
+    maxima: np.ndarray
+
+    @property
+    def expected_maximum(self) -> float:
+        return float(self.maxima.mean())
+
+    def p_at_least(self, value: float) -> float:
+        """Probability that the best step reaches `value` with no learning at all."""
+        return float((self.maxima >= value - 1e-12).mean())
+
+
+def no_learning_band(
+    samples: pd.DataFrame, steps: int, draws: int = 2000, seed: int = 0
+) -> NoLearning:
+    """Best-of-Adaptation takes a maximum over noisy steps: how high is it without any learning?
+
+    `samples` are the rollouts of step 0. Every task's share of fast ones is taken for its true
+    rate, and `steps` + 1 steps of as many rollouts are drawn from it. Raises UsageError for an
+    empty table or a negative `steps`.
+    """
+    if samples.empty or steps < 0:
+        raise UsageError("the no-learning band needs the rollouts of step 0, and steps >= 0")
+    counts = fast(samples).groupby(samples["task"]).agg(["sum", "size"])
+    hits, sizes = counts["sum"].to_numpy(), counts["size"].to_numpy()
+    drawn = np.random.default_rng(seed).binomial(
+        sizes, hits / sizes, (draws, steps + 1, len(sizes))
+    )
+    rates = drawn.sum(axis=2) / sizes.sum()
+    lo, hi = np.quantile(rates, [0.025, 0.975])
+    return NoLearning(float(hits.sum() / sizes.sum()), float(lo), float(hi), rates.max(axis=1))
+
+
+def by_step(samples: pd.DataFrame) -> pd.DataFrame:
+    """Sample fast_1 by step with the interval of its rollouts, and task success of all so far.
+
+    Columns step, sample_fast_1, lo, hi (Wilson, 95 %; the tasks are given, its unit is a sample),
+    n, rollouts (a task, so far) and task_success (share of tasks with a fast sample so far).
+    """
+    quick = samples.assign(fast=fast(samples))
+    rows: list[dict[str, float]] = []
+    solved: set[str] = set()
+    spent = 0.0
+    for step, part in quick.groupby("step"):
+        spent += len(part) / part["task"].nunique()
+        solved |= set(part["task"][part["fast"]])
+        hits = int(part["fast"].sum())
+        ci = binomtest(hits, len(part)).proportion_ci(method="wilson")
+        rows.append(
+            {
+                "step": step,
+                "sample_fast_1": hits / len(part),
+                "lo": ci.low,
+                "hi": ci.high,
+                "n": len(part),
+                "rollouts": spent,
+                "task_success": len(solved) / quick["task"].nunique(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def peak_step(samples: pd.DataFrame, draws: int = 2000, seed: int = 0) -> dict[str, float]:
+    """The step of the best checkpoint by sample fast_1, with its 95 % interval; keys value, lo, hi.
+
+    The rollouts of every step are drawn again, task by task, from the shares that were seen; of
+    equal steps the earliest is the best.
+    """
+    quick = samples.assign(fast=fast(samples))
+    counts = quick.groupby(["step", "task"])["fast"].agg(["sum", "size"])
+    hits = counts["sum"].unstack().to_numpy(float)
+    sizes = counts["size"].unstack().to_numpy(int)
+    drawn = np.random.default_rng(seed).binomial(sizes, hits / sizes, (draws, *sizes.shape))
+    steps = counts.index.get_level_values("step").unique().to_numpy()
+    best = steps[(drawn.sum(axis=2) / sizes.sum(axis=1)).argmax(axis=1)]
+    lo, hi = np.quantile(best, [0.025, 0.975])
+    seen = steps[(hits.sum(axis=1) / sizes.sum(axis=1)).argmax()]
+    return {"value": float(seen), "lo": float(lo), "hi": float(hi)}
+
+
+def equivalent_k(value: float, curve: pd.DataFrame) -> float:
+    """The budget k at which the Best-of-N `curve` (columns k, value) of the *same* metric reaches
+    `value`: interpolated between budgets, below 1 in proportion to the value at k = 1 (which is
+    the meaning of the paper's "K < 1"), inf above the curve's end."""
+    table = curve.sort_values("k")
+    ks, values = (np.append(0.0, table[name].to_numpy(float)) for name in ("k", "value"))
+    at = int(np.argmax(values >= value - 1e-12))
+    if values[at] < value - 1e-12:
+        return float("inf")
+    if at == 0:
+        return 0.0
+    share = (value - values[at - 1]) / (values[at] - values[at - 1])
+    return float(ks[at - 1] + min(share, 1.0) * (ks[at] - ks[at - 1]))
+
+
+def budget(histories: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Tokens and seconds that each arm has spent: columns arm, steps, prompt, completion, teacher,
+    total (tokens), and seconds of sampling, verification and update."""
+    rows = []
+    for arm, history in histories.items():
+        tokens = {
+            name: int(history[f"tokens_{name}"].fillna(0).sum())
+            for name in ("prompt", "completion", "teacher")
+        }
+        seconds = {
+            name: history[name].sum()
+            for name in ("seconds_sampling", "seconds_verification", "seconds_update")
+        }
+        steps = int(history["step"].max())
+        rows.append(
+            {"arm": arm, "steps": steps, **tokens, "total": sum(tokens.values()), **seconds}
+        )
+    return pd.DataFrame(rows)
+
+
+def regime(base: pd.DataFrame, before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
+    """What adaptation gained on each task, against how often the base policy was fast there.
+
+    `base` are samples of the base policy that are neither `before` nor `after`, fresh samples of
+    the start and of the adapted policy: a task that was lucky in both would seem to regress.
+    Columns task, coverage (share of `base` that is fast), before, after, gain with lo, hi
+    (Newcombe's 95 % interval of a difference of two shares; the unit is a sample) and n (samples
+    on each side, the smaller). Raises UsageError for a task that a table lacks.
+    """
+    tables = {"base": base, "before": before, "after": after}
+    counts = {
+        name: fast(table).groupby(table["task"]).agg(["sum", "size"])
+        for name, table in tables.items()
+    }
+    rows = []
+    for task in counts["after"].index:
+        for name in ("base", "before"):
+            if task not in counts[name].index:
+                raise UsageError(f"the table {name!r} has no samples of {task}")
+        share, low, high = {}, {}, {}
+        for name, table in counts.items():
+            hits, n = (int(value) for value in table.loc[task])
+            ci = binomtest(hits, n).proportion_ci(method="wilson")
+            share[name], low[name], high[name] = hits / n, ci.low, ci.high
+        gain = share["after"] - share["before"]
+        down = np.hypot(share["after"] - low["after"], high["before"] - share["before"])
+        up = np.hypot(high["after"] - share["after"], share["before"] - low["before"])
+        n = min(int(counts[name].loc[task, "size"]) for name in ("before", "after"))
+        parts = {"coverage": share["base"], "before": share["before"], "after": share["after"]}
+        rows.append(
+            {"task": task, **parts, "gain": gain, "lo": gain - down, "hi": gain + up, "n": n}
+        )
+    return pd.DataFrame(rows)
