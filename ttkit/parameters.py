@@ -29,7 +29,7 @@ TYPES = (*SCALARS, "list[int]", "list[float]", "list[str]")
 # What runs a notebook and files its results decides no number in them.
 MACHINERY = {"cli", "__main__", "pipeline", "parameters", "store", "journal", "provenance"}
 # Functions of finished tables: the rows in a journal do not depend on them.
-PURE = {"plots", "plots_ttt", "select", "stats"}
+PURE = {"plots", "plots_probe", "plots_ttt", "probe", "select", "stats", "transfer"}
 
 
 @dataclass(frozen=True)

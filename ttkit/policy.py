@@ -92,7 +92,7 @@ def load_adapter(model: Any, adapter: str | Path) -> Any:
 
     Raises UsageError for a directory that is incomplete or of another model.
     """
-    wrapped = _with_adapter(model, Path(adapter), Path(model.config.name_or_path))
+    wrapped = _with_adapter(model, Path(adapter), Path(model.config.name_or_path), False)
     return wrapped.to(model.device).eval()
 
 
