@@ -43,8 +43,8 @@ def trajectory(
     _check("trajectory", best_of_n, "k", "value", "lo", "hi")
     caption = f"""n = {steps["n"].iloc[0]} rollouts a step, {fresh["n"].iloc[0]} fresh samples.
         Left: bars are 95 % Wilson intervals, the unit is a sample; grey: 95 % of steps if nothing
-        were learned, dashed: the expected best of {len(steps)} such steps. Right: one run; Best-of-N
-        {RESAMPLED.lower()}"""
+        were learned, dashed: the expected best of {len(steps)} such steps. Right: one run, and
+        Best-of-N. {RESAMPLED}"""
     fig, (left, right) = _start("Test-time training, by step", caption, 4.0, 1, 2)
     left.axhspan(band.lo, band.hi, color=GREY, alpha=0.2, lw=0, label="no learning, one step")
     left.axhline(

@@ -195,3 +195,22 @@ def regime(base: pd.DataFrame, before: pd.DataFrame, after: pd.DataFrame) -> pd.
             {"task": task, **parts, "gain": gain, "lo": gain - down, "hi": gain + up, "n": n}
         )
     return pd.DataFrame(rows)
+
+
+def regime_contrast(
+    table: pd.DataFrame, threshold: float = 0.3, bootstrap: int = 1000, seed: int = 0
+) -> dict[str, float]:
+    """Mean gain of the tasks whose coverage is above `threshold` minus that of the others.
+
+    From `regime`; keys value, lo, hi (tasks resampled within each side) and above, the number of
+    tasks above. nan where a side has no task.
+    """
+    is_above = table["coverage"] > threshold
+    above, below = (table["gain"][side].to_numpy(float) for side in (is_above, ~is_above))
+    if not (len(above) and len(below)):
+        return {**dict.fromkeys(("value", "lo", "hi"), float("nan")), "above": len(above)}
+    rng = np.random.default_rng(seed)
+    means = [rng.choice(side, (bootstrap, len(side))).mean(axis=1) for side in (above, below)]
+    lo, hi = np.quantile(means[0] - means[1], [0.025, 0.975])
+    value = float(above.mean() - below.mean())
+    return {"value": value, "lo": float(lo), "hi": float(hi), "above": len(above)}
