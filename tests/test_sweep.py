@@ -223,3 +223,12 @@ def test_ray_runs_the_same_worker_or_is_asked_for_in_one_sentence(project, monke
     monkeypatch.setitem(sys.modules, "ray", ray)
     result = sweep.sweep(path, executor="ray")
     assert sent == [sweep.run_stage] and executed(result) == ["01_draw"] and not up
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "notebooks/sweeps").glob("*.yaml")))
+def test_the_sweeps_of_the_project_are_sound(path):
+    plan = sweep.Sweep.load(path, REPOSITORY / "notebooks")
+    assert plan.name == path.stem and len(plan.points()) > 1 and plan.collect
+    written = "\n".join(cell for notebook in plan.notebooks for cell in notebook.cells)
+    for _, table in plan.collect:
+        assert f'"{table}"' in written

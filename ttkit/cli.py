@@ -30,6 +30,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+bench = typer.Typer(help="Measure what a part costs on this machine.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, nothing else.")]
 Source = Annotated[str, typer.Option(help="minibench or kernelbench.")]
 Level = Annotated[int, typer.Option(help="1 or 2; for kernelbench also 3.")]
@@ -317,6 +320,27 @@ def aa(
         print(f"{key:20} {_cell(value)}")
     if not summary.measured:
         raise InfraError(f"no run could be measured: {results[0][1].reason}")
+
+
+@bench.command()
+def score(
+    run: Annotated[str, typer.Argument(help="A run with notebooks 01 and 02.")] = "runs/demo",
+    checkpoints: Annotated[int, typer.Option(min=1, help="Adapters to score under.")] = 9,
+    samples: Annotated[int, typer.Option(min=1, help="Samples to score.")] = 320,
+    device: Device = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    as_json: Json = False,
+) -> None:
+    """Score samples under many checkpoints, together and one at a time: 8x faster?"""
+    from ttkit.bench_score import bench_score
+
+    result = bench_score(run, checkpoints, samples, device=device, dtype=dtype)
+    if as_json:
+        _print_json(result)
+    else:
+        for key, value in result.items():
+            print(f"{key:24} {f'{value:.1e}' if key == 'largest_difference' else value}")
+    raise typer.Exit(0 if result["ok"] else 1)
 
 
 @app.command()
