@@ -126,7 +126,10 @@ def test_points_that_fail_are_named_and_the_others_kept(project, monkeypatch, ca
         ({"grid": {"rows": [1]}, "only": ["01"]}, "there is no notebook '02'"),  # of collect
         ({"grid": {"rows": [1]}, "only": "01"}, "only must be a list"),
         ({"grid": {"rows": [1]}, "collect": [{"stage": "02"}]}, "each must be {stage: ..., table"),
-        ({"grid": {"rows": [1]}, "figure": "scalng"}, "no figure 'scalng'; did you mean scaling?"),
+        (
+            {"grid": {"rows": [1]}, "figure": "historys"},
+            "no figure 'historys'; did you mean histories?",
+        ),
         ({"grid": {"rows": [1]}, "name": "../x"}, "has to serve as a folder's name"),
     ],
 )
@@ -155,9 +158,9 @@ def test_a_table_that_is_not_there_and_a_figure_that_cannot_be_drawn(project):
     collect = [{"stage": "02", "table": "totl"}]
     result = sweep.sweep(write(project, grid={"rows": [3]}, collect=collect))
     assert "02_sum has left no table 'totl'; did you mean total?" in result.failures["rows=3"]
-    result = sweep.sweep(write(project, grid={"rows": [3]}, figure="training"))
+    result = sweep.sweep(write(project, grid={"rows": [3]}, figure="histories"))
     assert result.tables == ["02_sum.total.parquet"] and result.figure is None
-    assert "the figure training needs the columns" in result.failures["figure"]
+    assert "the figure histories needs the columns" in result.failures["figure"]
 
 
 def test_grid_values_reach_the_notebook_in_their_types(project):
@@ -232,3 +235,21 @@ def test_the_sweeps_of_the_project_are_sound(path):
     written = "\n".join(cell for notebook in plan.notebooks for cell in notebook.cells)
     for _, table in plan.collect:
         assert f'"{table}"' in written
+
+
+def test_the_figures_of_sweeps(project):
+    from ttkit import plots_sweep
+
+    rows = [(f"lr={r}", s, 0.1 * s, 0.5, 0.3) for r in range(9) for s in range(3)]
+    columns = ["point", "step", "sample_fast_1", "correct_rate", "entropy"]
+    figure = plots_sweep.histories(pd.DataFrame(rows, columns=columns))
+    assert len(figure.legends[0].get_texts()) == 9
+    found = pd.DataFrame(
+        [(f"seed={s}", c, 0.1 * s, 0.0, 0.5) for s in range(2) for c in ("a", "b", "c", "d")],
+        columns=["point", "claim", "value", "lo", "hi"],
+    )
+    other = pd.DataFrame({"point": ["seed=0"], "k": [1]})  # of no claim, and left out
+    figure = plots_sweep.claims(found, other)
+    assert [ax.get_title("left") for ax in figure.axes if ax.axison] == ["a", "b", "c", "d"]
+    with pytest.raises(UsageError, match="the figure claims needs the columns claim"):
+        plots_sweep.claims(other)

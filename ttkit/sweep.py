@@ -355,11 +355,11 @@ def _draw(
     """Write the sweep's figure, from its tables in the order of `collect`."""
     if plan.figure is None or len(tables) < len(plan.collect):
         return None
-    from ttkit import plots
+    from ttkit import plots_sweep
 
     buffer = io.BytesIO()
     try:
-        figure = getattr(plots, plan.figure)(*tables.values())
+        figure = getattr(plots_sweep, plan.figure)(*tables.values())
     except UsageError as error:
         failures["figure"] = str(error)
         return None

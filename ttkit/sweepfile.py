@@ -57,7 +57,7 @@ class Sweep:
         figure = data.get("figure")
         if figure is not None and figure not in (figures := _figures()):
             raise UsageError(
-                f"{where}: ttkit.plots has no figure {figure!r}{near(figure, figures)}"
+                f"{where}: ttkit.plots_sweep has no figure {figure!r}{near(figure, figures)}"
             )
         name = data.get("name", path.stem)
         if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
@@ -110,12 +110,12 @@ def _collected(item: Any, notebooks: Sequence[Notebook], where: str) -> tuple[st
 
 
 def _figures() -> list[str]:
-    from ttkit import plots
+    from ttkit import plots_sweep
 
     return [
         name
-        for name, value in inspect.getmembers(plots, inspect.isfunction)
-        if value.__module__ == plots.__name__ and not name.startswith("_")
+        for name, value in inspect.getmembers(plots_sweep, inspect.isfunction)
+        if value.__module__ == plots_sweep.__name__
     ]
 
 
