@@ -100,9 +100,9 @@ def regime(table: pd.DataFrame, threshold: float = 0.3) -> Figure:
     fig, (ax,) = _start("Gain of the adapted policy, by base coverage", caption, 4.0)
     ends = (table["gain"] - table["lo"], table["hi"] - table["gain"])
     ax.errorbar(table["coverage"], table["gain"], ends, fmt="o", color=BLUE, ms=7, elinewidth=1.4)
-    for row in table.itertuples():
-        at = (row.coverage, row.gain)
-        ax.annotate(row.task, at, (5, 5), textcoords="offset points", fontsize=8)
+    for (coverage, gain), part in table.groupby(["coverage", "gain"]):
+        names = "\n".join(part["task"])  # tasks at one place share a label
+        ax.annotate(names, (coverage, gain), (5, 5), textcoords="offset points", fontsize=8)
     ax.axhline(0, color=DARK, lw=1, ls=":")
     ax.axvline(threshold, color=BLACK, lw=1, ls="--")
     _axis(ax, "x", "base coverage: share of the base policy's samples that are fast")

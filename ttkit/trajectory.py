@@ -60,24 +60,29 @@ class NoLearning:
 
 
 def no_learning_band(
-    samples: pd.DataFrame, steps: int, draws: int = 2000, seed: int = 0
+    samples: pd.DataFrame,
+    steps: int,
+    rollouts: int | None = None,
+    draws: int = 2000,
+    seed: int = 0,
 ) -> NoLearning:
     """Best-of-Adaptation takes a maximum over noisy steps: how high is it without any learning?
 
-    `samples` are the rollouts of step 0. Every task's share of fast ones is taken for its true
-    rate, and `steps` + 1 steps of as many rollouts are drawn from it. Raises UsageError for an
-    empty table or a negative `steps`.
+    `samples` are of the policy at step 0. Every task's share of fast ones is taken for its true
+    rate, and `steps` + 1 steps of `rollouts` a task (default: as many as `samples` has) are drawn
+    from it. The more samples the better: a task that was never fast in them never is in the draws.
+    Raises UsageError for an empty table or a negative `steps`.
     """
     if samples.empty or steps < 0:
         raise UsageError("the no-learning band needs the rollouts of step 0, and steps >= 0")
     counts = fast(samples).groupby(samples["task"]).agg(["sum", "size"])
-    hits, sizes = counts["sum"].to_numpy(), counts["size"].to_numpy()
-    drawn = np.random.default_rng(seed).binomial(
-        sizes, hits / sizes, (draws, steps + 1, len(sizes))
-    )
+    shares = (counts["sum"] / counts["size"]).to_numpy(float)
+    sizes = counts["size"].to_numpy(int) if rollouts is None else np.full(len(shares), rollouts)
+    drawn = np.random.default_rng(seed).binomial(sizes, shares, (draws, steps + 1, len(sizes)))
     rates = drawn.sum(axis=2) / sizes.sum()
     lo, hi = np.quantile(rates, [0.025, 0.975])
-    return NoLearning(float(hits.sum() / sizes.sum()), float(lo), float(hi), rates.max(axis=1))
+    base = float(shares @ sizes / sizes.sum())
+    return NoLearning(base, float(lo), float(hi), rates.max(axis=1))
 
 
 def by_step(samples: pd.DataFrame) -> pd.DataFrame:
