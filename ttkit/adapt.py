@@ -31,7 +31,7 @@ from ttkit.advantages import OBJECTIVES
 from ttkit.errors import InfraError, UsageError
 from ttkit.journal import disk, sha256_of, to_json, write_atomic
 from ttkit.policy import load, lora_config, prompt_ids
-from ttkit.rollouts import TTT, Rollouts, draw, judged, measured
+from ttkit.rollouts import MEASURES, TTT, Rollouts, draw, judged, measured
 from ttkit.scoring import score
 from ttkit.tasks import Task
 from ttkit.train import Judge
@@ -45,6 +45,7 @@ FRESH = 1_000_000  # stands for the step of samples that no update has seen, in 
 PROBE = 8  # sequences scored after an update, to see that it took
 SECONDS = ("seconds_sampling", "seconds_verification")
 UPDATE = ("loss", "grad_norm", "tokens_teacher", "teacher_gap", "seconds_update")
+COLUMNS = ("step", *MEASURES, *SECONDS, *UPDATE)
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,9 @@ def adapt(
         while loop.step():
             (on_step or _quiet)(history[-1])
     (on_step or _quiet)(history[-1])
-    write_atomic(out / HISTORY, pd.DataFrame(history).to_csv(index=False).encode())
+    write_atomic(
+        out / HISTORY, pd.DataFrame(history, columns=list(COLUMNS)).to_csv(index=False).encode()
+    )
     for leftover in out.glob(f"step_*/{OPTIMIZER}"):
         leftover.unlink()
     write_atomic(out / RECORD, to_json({"record": record, "done": True}))

@@ -2,9 +2,9 @@
 
 Two comparisons on one model, one set of prompts and one device, in turn, medians over repeats:
 
-- *update*: `ttkit.update` against the bare work that no update can avoid, one forward, one
-  backward and one optimiser step over the same tokens in the same parts, with the loss that the
-  model itself computes from labels.
+- *update*: `ttkit.update` against the bare work that no update can avoid: forward, backward and
+  optimiser step over the same tokens in the same parts, logits of the completions only, with a
+  plain cross-entropy for a loss.
 - *step*: sampling and update of `ttkit.adapt` against a step of TRL's `GRPOTrainer` on as many
   prompts and samples; what is drawn differs, so the time is taken per token drawn as well.
 
@@ -131,17 +131,20 @@ def _seconds(device: str, work: Any, *arguments: Any) -> float:
 def _bare(
     model: Any, optimizer: torch.optim.Optimizer, pairs: list[Pair], pad: int, batch_tokens: int
 ) -> None:
-    """Forward, backward and optimiser step with the model's own loss on the completions."""
+    """Forward, backward and optimiser step with the cross-entropy of the completions."""
     optimizer.zero_grad(set_to_none=True)
     for rows in buckets(pairs, batch_tokens):
         part = [pairs[i] for i in rows]
         width = max(len(p) + len(c) for p, c in part)
         ids = [[pad] * (width - len(p) - len(c)) + p + c for p, c in part]
-        labels = [[-100] * (width - len(c)) + c for _, c in part]
+        longest = max(len(c) for _, c in part)
+        labels = torch.tensor([[-100] * (longest - len(c)) + c for _, c in part])
         mask = [[0] * (width - len(p) - len(c)) + [1] * (len(p) + len(c)) for p, c in part]
-        inputs = {"input_ids": ids, "labels": labels, "attention_mask": mask}
+        inputs = {"input_ids": ids, "attention_mask": mask}
         tensors = {k: torch.tensor(v, device=model.device) for k, v in inputs.items()}
-        model(**tensors, use_cache=False).loss.backward()
+        found = model(**tensors, use_cache=False, logits_to_keep=longest + 1).logits[:, :-1]
+        targets = labels.to(model.device).flatten()
+        torch.nn.functional.cross_entropy(found.flatten(0, 1), targets).backward()
     weights = [p for group in optimizer.param_groups for p in group["params"]]
     torch.nn.utils.clip_grad_norm_(weights, MAX_NORM)
     optimizer.step()

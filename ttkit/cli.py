@@ -30,8 +30,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-bench = typer.Typer(help="Measure what a part costs on this machine.", no_args_is_help=True)
-app.add_typer(bench, name="bench")
+bench_app = typer.Typer(help="Measure how fast the parts are, as ratios.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, nothing else.")]
 Source = Annotated[str, typer.Option(help="minibench or kernelbench.")]
@@ -322,8 +322,53 @@ def aa(
         raise InfraError(f"no run could be measured: {results[0][1].reason}")
 
 
-@bench.command()
-def score(
+@bench_app.command("ttt")
+def bench_ttt(
+    model: Annotated[
+        str | None, typer.Option(help="A model directory; default: a policy pretrained briefly.")
+    ] = None,
+    source: Source = "minibench",
+    level: Level = 2,
+    scale: Scale = "cpu",
+    kernelbench_dir: KernelBench = None,
+    tasks: Annotated[int, typer.Option(min=1, help="How many tasks of the level.")] = 5,
+    rollouts: Annotated[int, typer.Option(min=2, help="Samples of each.")] = 16,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 192,
+    prompt_style: Annotated[str, typer.Option(help="compact or full.")] = "compact",
+    repeats: Annotated[int, typer.Option(min=1, help="Repeats behind each median.")] = 5,
+    device: Device = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    as_json: Json = False,
+) -> None:
+    """Time a TTT update against bare forward and backward, and a TTT step against TRL's."""
+    import tempfile
+
+    from ttkit.bench_ttt import bench
+    from ttkit.pretrain import pretrain
+    from ttkit.tasks import load_tasks
+
+    chosen = load_tasks(source, level, scale, kernelbench_dir)[:tasks]
+    with tempfile.TemporaryDirectory() as folder:
+        where = model or pretrain(folder, n_examples=6000, device=device, on_step=lambda *_: None)
+        found = bench(
+            where,
+            chosen,
+            device=device,
+            dtype=dtype,
+            repeats=repeats,
+            rollouts=rollouts,
+            max_tokens=max_tokens,
+            prompt_style=prompt_style,
+        )
+    if as_json:
+        _print_json(found)
+    else:
+        for key, value in found.items():
+            print(f"{key:20} {_cell(value)}")
+
+
+@bench_app.command("score")
+def bench_score(
     run: Annotated[str, typer.Argument(help="A run with notebooks 01 and 02.")] = "runs/demo",
     checkpoints: Annotated[int, typer.Option(min=1, help="Adapters to score under.")] = 9,
     samples: Annotated[int, typer.Option(min=1, help="Samples to score.")] = 320,
@@ -332,9 +377,9 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Score samples under many checkpoints, together and one at a time: 8x faster?"""
-    from ttkit.bench_score import bench_score
+    from ttkit.bench_score import bench_score as measure
 
-    result = bench_score(run, checkpoints, samples, device=device, dtype=dtype)
+    result = measure(run, checkpoints, samples, device=device, dtype=dtype)
     if as_json:
         _print_json(result)
     else:

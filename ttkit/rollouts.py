@@ -21,6 +21,19 @@ from ttkit.train import Judge, Judged
 from ttkit.update import Pair
 
 REWARDS = ("speedup", "threshold")
+MEASURES = (
+    "sample_fast_1",
+    "sample_fast_1_point",
+    "correct_rate",
+    "speedup_gmean",
+    "reward_mean",
+    "reward_std",
+    "entropy",
+    "nll_mean",
+    "distinct",
+    "tokens_prompt",
+    "tokens_completion",
+)
 
 
 @dataclass(frozen=True)
@@ -157,7 +170,7 @@ def _verdict(verdict: Judged) -> dict[str, Any]:
 
 
 def measured(rollouts: Rollouts, rewards: np.ndarray) -> dict[str, Any]:
-    """What the history says of the rollouts."""
+    """What the history says of the rollouts: `MEASURES`."""
     known = rollouts.known.ravel()
     table = pd.DataFrame(rollouts.rows)[known]
     right = table["correct"].astype(bool)
