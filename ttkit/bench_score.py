@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ def bench_score(
     checkpoints: int = 9,
     samples: int = 320,
     singles: int = 64,
+    repeats: int = 5,
     device: str = "cpu",
     dtype: str = "float32",
     prompt_style: str = "compact",
@@ -40,9 +42,11 @@ def bench_score(
     nine by default. One at a time is a forward pass for each sequence, prompt and completion, with
     the adapter on, token ids at hand; of it `singles` sequences, evenly spread, are timed under
     the last adapter, the others counted as as many. `score_checkpoints` is timed whole: loading,
-    adapters, tokenising. Keys: seconds_together, seconds_one_at_a_time (for all, by that count),
-    ratio, largest_difference (nats of nll_sum), ok (8x and 1e-4; in other dtypes than float32 the
-    first only), and what was scored: samples, distinct, checkpoints, tokens, device, threads.
+    adapters, tokenising. The two take turns, `repeats` times. Keys: seconds_together and
+    seconds_one_at_a_time (for all, by that count; medians), ratio (median of the turns' own) with
+    ratio_lowest and ratio_highest, largest_difference (nats of nll_sum), ok (8x and 1e-4; in other
+    dtypes than float32 the first only), and what was scored: samples, distinct, checkpoints,
+    tokens, device, threads.
 
     Raises UsageError when the run has no complete notebooks 01 and 02.
     """
@@ -53,8 +57,8 @@ def bench_score(
             raise UsageError(
                 f"the benchmark needs {stage.name} of {run}: `ttkit run --only 01,02 --out {run}`"
             )
-    if min(checkpoints, samples, singles) < 1:
-        raise UsageError("the benchmark needs at least one checkpoint and one sample")
+    if min(checkpoints, samples, singles, repeats) < 1:
+        raise UsageError("the benchmark needs at least one checkpoint, sample and repeat")
     table = read_samples(root / run / "02_best_of_n" / "samples.parquet")
     table = table[table["temperature"] == table["temperature"].max()]
     table = table.sort_values(["index", "task"]).head(samples)
@@ -62,30 +66,36 @@ def bench_score(
     chats = {key: prompts.messages(task, prompt_style, action) for key, task in tasks.items()}
     given = [chats[key] for key in table["task"]]
     ids = [[int(token) for token in row] for row in table["token_ids"]]
+    together, alone = [], []
     with tempfile.TemporaryDirectory() as folder:
         adapters = _adapters(base / "adapter", Path(folder), checkpoints)
-        model_dir = base / "model"
-        _warm_up(model_dir, adapters, given, ids, device, dtype)
-        began = time.perf_counter()
-        found = score_checkpoints(model_dir, adapters, given, ids, device=device, dtype=dtype)
-        together = time.perf_counter() - began
-
-        model, tokenizer = load(model_dir, adapters[checkpoints - 1], device, dtype)
-    chosen = range(0, len(ids), max(1, len(ids) // singles))
-    pairs = [(prompt_ids(tokenizer, given[i]), ids[i]) for i in chosen]
-    with torch.inference_mode():
-        token_logprobs(model, pairs[:1], tokenizer.pad_token_id)
-        began = time.perf_counter()
-        alone = [_one(model, pair, tokenizer.pad_token_id) for pair in pairs]
-        seconds = (time.perf_counter() - began) / len(pairs) * len(ids) * checkpoints
+        last, model_dir = adapters[checkpoints - 1], base / "model"
+        model, tokenizer = load(model_dir, last, device, dtype)
+        chosen = range(0, len(ids), max(1, len(ids) // singles))
+        pairs = [(prompt_ids(tokenizer, given[i]), ids[i]) for i in chosen]
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
+        score_checkpoints(model_dir, {0: last}, given[:1], ids[:1], **place)  # imports, a context
+        for _ in range(repeats):
+            began = time.perf_counter()
+            found = score_checkpoints(model_dir, adapters, given, ids, **place)
+            together.append(time.perf_counter() - began)
+            with torch.inference_mode():
+                _one(model, pairs[0], tokenizer.pad_token_id)
+                began = time.perf_counter()
+                single = [_one(model, pair, tokenizer.pad_token_id) for pair in pairs]
+                seconds = (time.perf_counter() - began) / len(pairs)
+            alone.append(seconds * len(ids) * checkpoints)
     ours = [found[checkpoints - 1][i].nll_sum for i in chosen]
-    difference = max(abs(a - b) for a, b in zip(ours, alone, strict=True))
-    ratio = seconds / together
+    difference = max(abs(a - b) for a, b in zip(ours, single, strict=True))
+    ratios = [a / b for a, b in zip(alone, together, strict=True)]
+    ratio = statistics.median(ratios)
     same = difference <= WITHIN or dtype != "float32"
     return {
-        "seconds_together": round(together, 3),
-        "seconds_one_at_a_time": round(seconds, 3),
+        "seconds_together": round(statistics.median(together), 3),
+        "seconds_one_at_a_time": round(statistics.median(alone), 3),
         "ratio": round(ratio, 2),
+        "ratio_lowest": round(min(ratios), 2),
+        "ratio_highest": round(max(ratios), 2),
         "largest_difference": difference,
         "ok": bool(ratio >= WANTED and same),
         "samples": len(ids),
@@ -114,17 +124,3 @@ def _adapters(adapter: Path, folder: Path, count: int) -> dict[int, Path]:
         scaled = {n: w * share if "lora_B" in n else w for n, w in weights.items()}
         save_file(scaled, found[step] / "adapter_model.safetensors", metadata={"format": "pt"})
     return found
-
-
-def _warm_up(
-    model_dir: Path,
-    adapters: dict[int, Path],
-    given: list[Any],
-    ids: list[list[int]],
-    device: str,
-    dtype: str,
-) -> None:
-    """Imports, and on a GPU its context: neither is part of a measurement."""
-    score_checkpoints(
-        model_dir, {0: adapters[max(adapters)]}, given[:1], ids[:1], device=device, dtype=dtype
-    )
