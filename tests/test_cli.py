@@ -62,6 +62,7 @@ def test_the_papers_split_and_its_file(ttkit, tmp_path):
         ("verify nothing x.py", "unknown task 'nothing'"),
         ("aa --tasks 1,999", "--tasks: there is no task 999"),
         ("aa", "Missing option '--tasks'"),
+        ("sweep none.yaml", "there is no sweep file none.yaml"),
         ("run --set rowz=3", "no notebook has a parameter 'rowz'; did you mean rows?"),
         ("run --profile dmo", "did you mean demo?"),
         ("status runs/none", "runs/none holds no run"),
@@ -96,12 +97,12 @@ def test_help_comes_without_the_heavy_libraries():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY
     )
     assert done.stdout.splitlines()[-1] == "[]"
-    for command in ("run", "status", "tasks", "split", "verify", "aa", "doctor"):
+    for command in ("run", "sweep", "status", "tasks", "split", "verify", "aa", "doctor"):
         assert f"\n  {command} " in done.stdout
 
 
 def test_every_command_has_json(ttkit):
-    for command in ("run", "status", "tasks", "split", "verify", "aa", "doctor"):
+    for command in ("run", "sweep", "status", "tasks", "split", "verify", "aa", "doctor"):
         status, out, _ = ttkit(command, "-h")
         assert status == 0 and "--json" in out
 

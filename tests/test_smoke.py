@@ -22,6 +22,8 @@ def test_every_notebook_runs_and_says_what_it_found(run):
         "02_best_of_n",
         "03_test_time_training",
         "04_selection",
+        "05_over_sharpening_probe",
+        "06_transfer",
         "07_claims",
     ]
     assert 4 <= len(run.summary) <= 9
@@ -77,6 +79,29 @@ def test_training_left_a_history_and_an_adapter(run):
     assert (run.out / "01_train_base_policy" / "adapter" / "adapter_model.safetensors").is_file()
 
 
+def test_the_probe_scores_the_same_samples_under_every_checkpoint(run):
+    scores = pd.read_parquet(run.out / "05_over_sharpening_probe" / "scores.parquet")
+    steps = sorted(p.name for p in (run.out / "03_test_time_training" / "checkpoints").iterdir())
+    assert sorted(scores["step"].unique()) == list(range(len(steps))) and len(steps) > 1
+    samples = store.read_samples(run.out / "02_best_of_n" / "samples.parquet")
+    first = scores[scores["step"] == 0].merge(
+        samples[samples["temperature"] == 1.0], on=["task", "index"], suffixes=("", "_drawn")
+    )
+    assert (first["nll_sum"] - first["nll_sum_drawn"]).abs().max() < 1e-3
+    found = pd.read_parquet(run.out / "05_over_sharpening_probe" / "findings.parquet")
+    assert list(found["claim"]) == ["probe_rho0", "probe_rho8", "probe_q0", "probe_q3"]
+
+
+def test_transfer_measures_every_policy_on_the_other_tasks(run):
+    table = pd.read_parquet(run.out / "06_transfer" / "matrix.parquet")
+    away = table[table["policy"] == "adapted on subset 1"].set_index("evaluated")
+    assert away.loc["subset 2", "n"] == 2 * 4  # tasks, samples
+    pairs = pd.read_parquet(run.out / "06_transfer" / "paired.parquet")
+    assert set(pairs["metric"]) == {"sample fast_1", "task success"}
+    found = pd.read_parquet(run.out / "06_transfer" / "findings.parquet")
+    assert list(found["claim"]) == ["transfer_12", "transfer_21"]
+
+
 def test_each_figure_has_the_table_it_was_drawn_from(run):
     figures = list(run.out.glob("*/figures/*.png"))
     assert len(figures) >= 10
@@ -86,7 +111,7 @@ def test_each_figure_has_the_table_it_was_drawn_from(run):
 def test_a_second_run_does_nothing(run):
     before = {p: p.stat().st_mtime_ns for p in run.out.glob("*/manifest.json")}
     again = pipeline.run("smoke", run.out, stream=io.StringIO())
-    assert again.executed == {} and len(again.unchanged) == 5
+    assert again.executed == {} and len(again.unchanged) == 7
     assert {p: p.stat().st_mtime_ns for p in run.out.glob("*/manifest.json")} == before
 
 

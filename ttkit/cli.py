@@ -104,6 +104,30 @@ def status(
 
 
 @app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="A sweep, as those in notebooks/sweeps.")],
+    jobs: Annotated[int, typer.Option(min=1, help="Notebooks that run at a time.")] = 1,
+    executor: Annotated[str, typer.Option(help="local, or ray (a cluster).")] = "local",
+    out: Annotated[str | None, typer.Option(help="Folder; default runs/NAME.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run the notebooks at every point of a grid; gather the results in one table."""
+    from ttkit.sweep import sweep as start
+
+    result = start(file, out, jobs, executor, stream=sys.stderr if as_json else sys.stdout)
+    if as_json:
+        _print_json(asdict(result))
+    else:
+        ok = len(result.points) - len(set(result.failures) & set(result.points))
+        print(f"{ok} of {len(result.points)} points complete in {result.seconds:.0f} s")
+        for name in [*result.tables, *filter(None, [result.figure])]:
+            print(result.out / name)
+        for point, why in result.failures.items():
+            print(f"FAILED {point}: {why}")
+    raise typer.Exit(3 if result.failures else 0)
+
+
+@app.command()
 def publish(
     run: Annotated[str, typer.Argument(help="A complete run of the default.")] = "runs/demo",
     as_json: Json = False,
@@ -446,6 +470,27 @@ def bench_ttt(
     else:
         for key, value in found.items():
             print(f"{key:20} {_cell(value)}")
+
+
+@bench_app.command("score")
+def bench_score(
+    run: Annotated[str, typer.Argument(help="A run with notebooks 01 and 02.")] = "runs/demo",
+    checkpoints: Annotated[int, typer.Option(min=1, help="Adapters to score under.")] = 9,
+    samples: Annotated[int, typer.Option(min=1, help="Samples to score.")] = 320,
+    device: Device = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    as_json: Json = False,
+) -> None:
+    """Score samples under many checkpoints, together and one at a time: 8x faster?"""
+    from ttkit.bench_score import bench_score as measure
+
+    result = measure(run, checkpoints, samples, device=device, dtype=dtype)
+    if as_json:
+        _print_json(result)
+    else:
+        for key, value in result.items():
+            print(f"{key:24} {f'{value:.1e}' if key == 'largest_difference' else value}")
+    raise typer.Exit(0 if result["ok"] else 1)
 
 
 @app.command()

@@ -29,8 +29,9 @@ TYPES = (*SCALARS, "list[int]", "list[float]", "list[str]")
 # What runs a notebook and files its results decides no number in them.
 MACHINERY = {"cli", "__main__", "pipeline", "parameters", "store", "journal", "provenance"}
 # Functions of finished tables: the rows in a journal do not depend on them.
-PURE = {"claims", "clusters", "hypothesis", "plots", "prefilter", "published", "resample", "select"}
-PURE |= {"dial", "findings", "plots_claims", "plots_ttt", "stats"}
+PURE = {"claims", "clusters", "dial", "findings", "hypothesis", "prefilter", "probe", "published"}
+PURE |= {"plots", "plots_claims", "plots_probe", "plots_ttt", "resample", "select", "stats"}
+PURE |= {"transfer"}
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def run(
     notebooks = load_notebooks(folder)
     path = Path(profile) if "/" in profile else folder / "profiles" / f"{profile}.yaml"
     values = resolve(union(notebooks), path, overrides)
-    chosen = _choose(notebooks, only, start_from)
+    chosen = choose(notebooks, only, start_from)
     given = values.pop("run", None)
     out = root / (out or given or f"runs/{path.stem}")
     shown = _relative(out)
@@ -151,7 +151,7 @@ def run(
         write_atomic(out / "run.json", to_json({"profile": profile, "parameters": values}))
         executed: dict[str, float] = {}
         for number, notebook in enumerate(notebooks, 1):
-            params = _params_of(notebook, values)
+            params = params_of(notebook, values)
             reason = why_not_done(out, notebook.name, params, code_of(notebook), root)
             head = f"[{number}/{len(notebooks)}] {notebook.name}"
             if notebook not in chosen:
@@ -166,13 +166,13 @@ def run(
                 _execute(notebook, {**params, "run": str(out)}, out, root, console, head)
                 _check_done(notebook, params, out, root)
                 executed[notebook.name] = time.monotonic() - start
-                console.line(f"{head}: done in {_clock(executed[notebook.name])}")
+                console.line(f"{head}: done in {clock(executed[notebook.name])}")
     finally:
         release(out / ".lock")
     seconds = time.monotonic() - began
     summary = _summary(out, [n.name for n in chosen])
     console.line(
-        f"{shown}: {len(executed)} of {len(chosen)} notebooks executed in {_clock(seconds)}; "
+        f"{shown}: {len(executed)} of {len(chosen)} notebooks executed in {clock(seconds)}; "
         f"tables, figures and the executed notebooks are in {shown}/<notebook>/"
     )
     for sentence in summary:
@@ -181,7 +181,7 @@ def run(
     return RunResult(out, executed, unchanged, summary, seconds)
 
 
-def _params_of(notebook: Notebook, values: dict[str, Any]) -> dict[str, Any]:
+def params_of(notebook: Notebook, values: dict[str, Any]) -> dict[str, Any]:
     return {
         name: values.get(name, parameter.default)
         for name, parameter in notebook.parameters.items()
@@ -189,7 +189,7 @@ def _params_of(notebook: Notebook, values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _choose(
+def choose(
     notebooks: list[Notebook], only: Sequence[str], start_from: str | None
 ) -> list[Notebook]:
     def find(text: str) -> Notebook:
@@ -256,7 +256,7 @@ def _execute(
     try:
         while thread.is_alive():
             thread.join(0.3)
-            console.update(head + _progress(stage), _clock(time.monotonic() - start))
+            console.update(head + _progress(stage), clock(time.monotonic() - start))
     except KeyboardInterrupt:
         console.line(f"{head}: stopping")
         _stop_kernel(thread)
@@ -363,7 +363,7 @@ def _relative(path: Path) -> str:
     return str(path.relative_to(cwd)) if path.is_relative_to(cwd) else str(path)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     whole = int(seconds)
     return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{seconds:.1f} s"
 
@@ -416,7 +416,7 @@ def _stage_status(
         return StageStatus(notebook.name, "not started", "", None, None, 0.0)
     files = [path for path in stage.rglob("*") if path.is_file()]
     mib = round(sum(path.stat().st_size for path in files) / 2**20, 2)
-    params = None if values is None else _params_of(notebook, values)
+    params = None if values is None else params_of(notebook, values)
     reason = why_not_done(out, notebook.name, params, code_of(notebook), root)
     manifest = read_manifest(stage) or {}
     if not (stage / "DONE").exists():

@@ -87,6 +87,15 @@ def _with_adapter(model: Any, adapter: Path, path: Path, trainable: bool) -> Any
         ) from error
 
 
+def load_adapter(model: Any, adapter: str | Path) -> Any:
+    """`model` with the PEFT directory `adapter` on it; `.unload()` takes it off again.
+
+    Raises UsageError for a directory that is incomplete or of another model.
+    """
+    wrapped = _with_adapter(model, Path(adapter), Path(model.config.name_or_path), False)
+    return wrapped.to(model.device).eval()
+
+
 def check_device(device: str) -> None:
     """Raises UsageError unless `device` is cpu, or a CUDA device that torch sees here."""
     try:

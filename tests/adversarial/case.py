@@ -66,7 +66,7 @@ VALUES = frozenset(
         "values_timed",
     )
 )
-# Caught on other inputs than the declared ones (of other sizes, an old answer has another shape), or
+# Caught on other inputs than the declared ones (an old answer then has another shape as well), or
 # later than on the first.
 UNLIKE = VALUES - {"values_declared"} | {"output_shape"}
 # What hands in late work: it reappears, it is not there when its output is fetched, or it needs
