@@ -73,7 +73,8 @@ class Finding:
             raise UsageError(f"no claim is called {self.claim!r}{near(str(self.claim), known)}")
         for name in ("value", "lo", "hi"):
             number = getattr(self, name)
-            if isinstance(number, str | bool | None) or math.isinf(number):
+            # An interval may be open (a budget that no K reaches), a value may not.
+            if isinstance(number, str | bool | None) or (name == "value" and math.isinf(number)):
                 raise UsageError(f"the finding {self.claim} has {name} = {number!r}, not a number")
         if self.lo > self.hi:
             raise UsageError(
