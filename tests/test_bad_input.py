@@ -58,17 +58,18 @@ def ttkit(*args, cwd=REPOSITORY, **environment):
 # --- a model that writes hostile programs
 
 
-def honest(task):
+def no_program(task):
+    """Runs the reference in place of a program of its own."""
     return f"return super().forward({', '.join(task.forward_args)})"
 
 
 @pytest.fixture(scope="module")
 def hostile_model(tmp_path_factory):
-    """A scratch policy that has learnt these programs by heart, and an honest one of each task."""
+    """A scratch policy that has learnt these programs by heart, and the honest one of each task."""
     examples = [
         SimpleNamespace(prompt=prompts.messages(task, "compact")[0]["content"], completion=body)
         for task in CHOSEN
-        for body in (*HOSTILE, honest(task))
+        for body in (*HOSTILE, no_program(task), *[task.forward_body] * 2)
     ]
     return pretrain(
         tmp_path_factory.mktemp("models") / "hostile",
@@ -94,7 +95,7 @@ def test_hostile_candidates_cost_a_verdict_each_and_the_run_goes_on(hostile_mode
         "max_eval_tasks": 2,
         "check_samples": 4,
         "train_seconds": 0.05,
-        "k": 40,
+        "k": 60,
         "temperatures": 1.0,
         "timing_seconds": 0.05,
         "bootstrap": 50,
@@ -106,13 +107,15 @@ def test_hostile_candidates_cost_a_verdict_each_and_the_run_goes_on(hostile_mode
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)["executed"]) == 2
     samples = store.read_samples(tmp_path / "run/02_best_of_n/samples.parquet")
-    assert list(samples.groupby("task").size()) == [40, 40]
+    assert list(samples.groupby("task").size()) == [60, 60]
     seen = samples.drop_duplicates(["task", "code"]).set_index(["task", "code"])["status"]
     for body, status in HOSTILE.items():
         said = samples.loc[samples["code"] == body, "status"]
         assert set(said) == {status}, f"{body!r}, written {len(said)} times"
     for task in CHOSEN[2:]:
-        assert seen[task.key, honest(task)] == "correct"
+        assert seen[task.key, no_program(task)] == "rejected"
+    # Only the short one of the two is learnt to the last letter by so small a model.
+    assert seen[CHOSEN[3].key, CHOSEN[3].forward_body] == "correct"
     assert (samples["status"] != "infra_error").all()
 
 
