@@ -294,7 +294,8 @@ return out
         )
         + "stream = torch.cuda.Stream()",
     ),
-    cheat(
+    # Frozen in the reference's turn, such a thread slows its own side alone.
+    no_gain(
         29,
         "a thread that launches work without end",
         BIG,
