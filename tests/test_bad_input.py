@@ -94,7 +94,6 @@ def test_hostile_candidates_cost_a_verdict_each_and_the_run_goes_on(hostile_mode
         "baseline_samples": 2,
         "max_eval_tasks": 2,
         "check_samples": 4,
-        "train_seconds": 0.05,
         "k": 60,
         "temperatures": 1.0,
         "timing_seconds": 0.05,

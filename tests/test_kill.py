@@ -30,7 +30,6 @@ TINY = {
     "baseline_samples": 1,
     "max_eval_tasks": 4,
     "check_samples": 2,
-    "train_seconds": 0.05,
     "k": 4,
     "tasks_per_batch": 1,
     "timing_seconds": 0.05,

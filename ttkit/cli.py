@@ -40,7 +40,7 @@ Scale = Annotated[str, typer.Option(help="Sizes of minibench tasks: cpu or gpu."
 KernelBench = Annotated[
     str | None, typer.Option("--kernelbench-dir", help="A KernelBench clone or data set.")
 ]
-ProtocolName = Annotated[str, typer.Option("--protocol", help="rigorous, full or fast-proxy.")]
+ProtocolName = Annotated[str, typer.Option("--protocol", help="rigorous, reward, full or fast-proxy.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Workers = Annotated[int, typer.Option(min=1, help="Candidates judged at a time.")]
 

@@ -14,7 +14,6 @@ import torch
 
 from ttkit.verify import correctness, variations
 from ttkit.verify.arena import flatten, place
-from ttkit.verify.protocol import VARIATION_NAMES
 from ttkit.verify.worker import Runner, seed_all, to_device
 
 # A reference that disagrees so much with float64, or with its own second run, is no yardstick.
@@ -127,15 +126,11 @@ class CaseMaker:
             case.skipped = "the float64 reference is not finite"
         return case
 
-    def numbered(self, number: int, keep: bool, varied: bool) -> Case:
-        """Correctness case `number`; kept for later candidates if `keep`.
-
-        With `varied` it is number `number` of VARIATION_NAMES, else a draw as declared.
-        """
+    def numbered(self, number: int, name: str, keep: bool) -> Case:
+        """Correctness case `number`, of the kind `name`; kept for later candidates if `keep`."""
         case = self.kept.get(number)
         if case is not None:
             return case
-        name = VARIATION_NAMES[number] if varied else "declared"
         if name == "declared":
             # What is declared is judged, NaN for NaN; only the variations are optional.
             case = self.case(name, self.inputs())

@@ -1,16 +1,16 @@
-"""How a candidate is measured: the three protocols, and the limits a candidate lives under."""
+"""How a candidate is measured: the protocols, and the limits a candidate lives under."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from ttkit.errors import UsageError
 
-# The input sets of a protocol that is `varied`, in the order of use (ttkit.verify.variations): the
-# declared one finds most wrong candidates; of large inputs all others are cut down, so that other
-# shapes have to come before other values.
+# All kinds of input sets in the order of use (ttkit.verify.variations): the declared one finds most
+# wrong candidates; of large inputs all others are cut down, so that other shapes have to come
+# before other values.
 VARIATION_NAMES = (
     "declared",
     "other_shapes",
@@ -38,9 +38,9 @@ class Protocol:
     `process_spread` what two processes that run the same code may differ by (both ends of the
     interval are moved by that share). A candidate whose interval lies above 1, but not above
     `relaunch_below`, is measured again in up to `relaunches` pairs of fresh processes, and its
-    interval then spans what all of them found. With `varied`, correctness is looked at on every one
-    of VARIATION_NAMES, else on `correctness_trials` draws as declared, and with `compared`
-    the outputs of every timed pair as well. `seconds` is the time budget of one timing phase and
+    interval then spans what all of them found. Correctness is looked at on an input set of each kind
+    in `variations` (some of VARIATION_NAMES), or without any on `correctness_trials` draws as
+    declared, and with `compared` on the outputs of every timed pair as well. `seconds` is the time budget of one timing phase and
     `flush_bytes` what is written before every run to displace the core's caches (on CUDA the size
     of the L2 cache counts).
     """
@@ -49,7 +49,7 @@ class Protocol:
     paired: bool
     warmup: int
     correctness_trials: int = 1
-    varied: bool = False
+    variations: tuple[str, ...] = ()
     compared: bool = False
     looks: tuple[int, ...] = ()
     alpha: float = 0.025
@@ -64,9 +64,9 @@ class Protocol:
     exclusive: bool = True
 
     @property
-    def cases(self) -> int:
-        """Number of input sets that correctness is judged on."""
-        return len(VARIATION_NAMES) if self.varied else self.correctness_trials
+    def cases(self) -> tuple[str, ...]:
+        """The kinds of the input sets that correctness is judged on, one after another."""
+        return self.variations or ("declared",) * self.correctness_trials
 
     def fingerprint(self) -> str:
         """A hash of all settings: verdicts of different settings never share a cache entry."""
@@ -77,7 +77,7 @@ RIGOROUS = Protocol(
     name="rigorous",
     paired=True,
     warmup=3,
-    varied=True,
+    variations=VARIATION_NAMES,
     compared=True,
     looks=(10, 16, 24, 40, 64, 100, 160),
     settled_width=1.4,
@@ -87,11 +87,21 @@ RIGOROUS = Protocol(
     process_spread=0.01,
     relaunches=3,
 )
+# For rewards in training, in a third of the time: the variations that programs fail most often on,
+# and one look. Its interval has the same error rate, and is wider.
+REWARD = replace(
+    RIGOROUS,
+    name="reward",
+    variations=("declared", "other_shapes", "negated", "noncontiguous", "other_weights"),
+    warmup=2,
+    looks=(7,),
+    relaunches=0,
+)
 FULL = Protocol("full", paired=False, warmup=3, correctness_trials=5, trials=50, exclusive=False)
 FAST_PROXY = Protocol(
     "fast-proxy", paired=False, warmup=3, correctness_trials=1, trials=5, exclusive=False
 )
-PROTOCOLS = {p.name: p for p in (RIGOROUS, FULL, FAST_PROXY)}
+PROTOCOLS = {p.name: p for p in (RIGOROUS, REWARD, FULL, FAST_PROXY)}
 
 
 def protocol_named(name: str | Protocol) -> Protocol:

@@ -43,8 +43,9 @@ MAX_SLOTS = {"cpu": 16, "cuda": 64}
 SLOT_BYTES = {"cpu": 64 << 20, "cuda": 2 << 30}
 # Cases larger than this are made anew each time rather than kept; one holds about five times its
 # inputs and outputs.
-KEEP_BYTES = {"cpu": 16 << 20, "cuda": 128 << 20}
+KEEP_BYTES = {"cpu": 32 << 20, "cuda": 128 << 20}
 PROBES = 9
+RENEW_EVERY = 4
 RELEASE_BYTES = 8 << 30
 PAGE, POISON = 4096, 16
 
@@ -60,6 +61,7 @@ class Referee:
         # What the candidate was given and has to leave unchanged, and whether it did.
         self.watched: list[tuple[Any, dict[str, Any]]] = []
         self.mutated = False
+        self.served = 0
 
     def serve(self) -> None:
         while True:
@@ -174,11 +176,13 @@ class Referee:
             self.weights.view(spec).copy_(value)
 
     def do_renew(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Before each candidate: a case is replaced and the weights are written again.
+        """Before each candidate the weights are written again, and now and then a case is replaced.
 
         So no candidate meets weights that an earlier one could have altered.
         """
-        self.cases.renew()
+        self.served += 1
+        if self.served % RENEW_EVERY == 0:
+            self.cases.renew()
         self._write_weights()
         return {}
 
@@ -186,7 +190,7 @@ class Referee:
 
     def do_check_begin(self, message: dict[str, Any]) -> dict[str, Any]:
         """Put case `number` into the shared memory and say where it lies."""
-        self.case = case = self.cases.numbered(message["number"], self.keep, message["varied"])
+        self.case = case = self.cases.numbered(message["number"], message["name"], self.keep)
         if case.skipped:
             return {"name": case.name, "skipped": case.skipped}
         self._release()
@@ -274,7 +278,7 @@ class Referee:
     # Timing ----------------------------------------------------------------------------------
 
     def do_timing_begin(self, message: dict[str, Any]) -> dict[str, Any]:
-        self.case = self.cases.numbered(0, self.keep, varied=False)
+        self.case = self.cases.numbered(0, "declared", self.keep)
         self.do_draw(message)
         self.sets = [self._describe_set(args, i) for i, args in enumerate(self.current)]
         self.targets = [self.twin_output.view(spec) for spec in _output_specs(self.case)]

@@ -42,7 +42,7 @@ class Session:
         """Several input sets; raises Outcome on the first that fails, or InfraError."""
         close = True
         self._look(self.candidate.changes)
-        for number in range(self.protocol.cases):
+        for number in range(len(self.protocol.cases)):
             case = self._begin(number)
             name = f"values_{case['name']}"
             if case["skipped"]:
@@ -71,12 +71,12 @@ class Session:
             else:
                 self.cases_run.append(number)
         self.checks += ["inputs_mutated", "output_aliases_input", "output_type", "forged_answer"]
-        if self.protocol.varied:
+        if self.protocol.variations:
             self.checks += ["calls_reference", "tampered_runtime", "global_state"]
         self.record["kernelbench_allclose"] = close
 
     def _begin(self, number: int) -> dict[str, Any]:
-        return self.referee.ask("check_begin", number=number, varied=self.protocol.varied)
+        return self.referee.ask("check_begin", number=number, name=self.protocol.cases[number])
 
     def _reweigh(self) -> bool:
         """Let the candidate take other weights; False where it has no place for them."""
@@ -87,7 +87,7 @@ class Session:
 
     def _look(self, changes: Any) -> None:
         """Reject what the candidate's own process reports to have replaced or changed."""
-        if self.protocol.varied and isinstance(changes, dict):
+        if self.protocol.variations and isinstance(changes, dict):
             for check in ("tampered_runtime", "global_state"):
                 if check in changes:
                     raise Outcome("rejected", str(changes[check])[:300], check)
@@ -97,7 +97,7 @@ class Session:
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         doing = f"on inputs {case['name']}"
         side.bind(case, self.run_limit)
-        watched = watched and self.protocol.varied
+        watched = watched and bool(self.protocol.variations)
         # A first call may compile, and one on other shapes again.
         limit = max(self.run_limit, side.compile_seconds)
         _, ran = side.ask({"op": "run_watched" if watched else "run", "slots": [0]}, doing, limit)
@@ -136,7 +136,7 @@ class Session:
         finally:
             self.record |= race.record
             self.checks += race.checks
-        if self.protocol.varied:
+        if self.protocol.variations:
             # Some fall back to the reference only after a while.
             self._run_case(self.candidate, self._begin(0), watched=True)
         self.launches = [self.record["speedup"]]

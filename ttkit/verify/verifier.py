@@ -31,7 +31,7 @@ LOADED_TOGETHER = 8
 class Verifier:
     """Verifies candidates on one device; a context manager.
 
-    `protocol` is `rigorous`, `full` or `fast-proxy`, or a Protocol of one's own. `cache` is a file
+    `protocol` is the name of one of PROTOCOLS, or a Protocol of one's own. `cache` is a file
     that verdicts are kept in by content. `workers` candidates run at a time under the unpaired
     protocols, contended on purpose as in the paper; paired ones measure one at a time whatever its
     value. Raises UsageError for an unknown protocol or a device that is not `cpu` or `cuda[:n]`.
