@@ -5,7 +5,6 @@ Exit status: 0 done, 1 the answer is no, 2 wrong usage, 3 infrastructure failed.
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 import traceback
@@ -239,7 +238,7 @@ def verify(
     kernelbench_dir: KernelBench = None,
     as_json: Json = False,
 ) -> None:
-    """Judge one candidate: correct (exit status 0), or not (1)?"""
+    """Judge one candidate: correct (exit status 0), or not (1), and why?"""
     from ttkit import prompts
     from ttkit.tasks import find_task
 
@@ -254,24 +253,15 @@ def verify(
         action = "module" if is_module else "body"
     source = prompts.candidate_source(found, prompts.extract(code, action), action)
     from ttkit.verify import Verifier
+    from ttkit.verify.explain import explain
 
     with Verifier(protocol, device) as verifier:
         verdict = verifier.verify(found, source)
     if as_json:
         print_json({"task": found.key, **verdict.to_dict()})
     else:
-        why = f": {verdict.reason}" if not verdict.correct else ""
-        print(f"{found.key}: {verdict.status}{why}")
-        if not math.isnan(verdict.speedup):
-            print(
-                f"speedup {verdict.speedup:.3f}x (95 % interval {verdict.speedup_lo:.3f} to "
-                f"{verdict.speedup_hi:.3f}), {verdict.reference_ms:.3f} ms to "
-                f"{verdict.candidate_ms:.3f} ms, {verdict.n_pairs} pairs"
-            )
-        print(f"protocol {verdict.protocol} on {verdict.device}")
-        print(f"checks that ran: {', '.join(verdict.checks) or 'none'}")
-        if verdict.flags:
-            print(f"flags: {', '.join(verdict.flags)}")
+        print(f"{found.key}: {verdict.status}")
+        print(explain(verdict, source))
     raise typer.Exit({"correct": 0, "infra_error": 3}.get(verdict.status, 1))
 
 
