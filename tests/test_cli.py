@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ from toy import make_project
 
 from ttkit import cli, headroom
 from ttkit.tasks import load_split
+from ttkit.verify import Verdict
 
 REPOSITORY = Path(__file__).parent.parent
 PAPER_EVAL = "4 5 12 14 15 18 28 29 30 32 36 55 65 70 76 82 87 89 95 98"
@@ -169,28 +172,123 @@ def get_init_inputs():
 MODULE = TASK.split("def get_inputs")[0].replace("class Model(", "class ModelNew(")
 
 
+@pytest.fixture
+def candidate(tmp_path):
+    """Writes the task and a candidate; the command that judges it."""
+
+    def write(text, task=TASK):
+        (tmp_path / "task.py").write_text(task)
+        (tmp_path / "candidate.py").write_text(text)
+        return "verify", tmp_path / "task.py", tmp_path / "candidate.py"
+
+    return write
+
+
+def facts(out):
+    """The labelled lines of `ttkit verify` as a dictionary, and the first line as `status`."""
+    first, *lines = out.splitlines()
+    found, label = {"status": first.rpartition(": ")[2]}, ""
+    for line in lines:
+        assert len(line) <= 80, line
+        if line[:2].strip():
+            label = line[:16].strip()
+            found[label] = line[16:]
+        else:
+            found[label] += f" {line.strip()}"
+    return found
+
+
 @pytest.mark.parametrize(
-    ("candidate", "status", "says"),
+    ("text", "status", "says"),
     [
         ("return x.clamp(min=0) + 1\n", 0, "correct"),
         (MODULE, 0, "correct"),
         ("```python\nreturn x.clamp(min=0) + 2\n```\n", 1, "incorrect"),
-        ("return x.clamp(min=0\n", 1, "compile_error"),
     ],
 )
-def test_verify_judges_a_body_or_a_module(ttkit, tmp_path, candidate, status, says):
-    (tmp_path / "task.py").write_text(TASK)
-    (tmp_path / "candidate.py").write_text(candidate)
-    call = ["verify", tmp_path / "task.py", tmp_path / "candidate.py", "--protocol", "fast-proxy"]
+def test_verify_judges_a_body_or_a_module(ttkit, candidate, text, status, says):
+    code, out, _ = ttkit(*candidate(text), "--protocol", "fast-proxy")
+    found = facts(out)
+    assert (code, found["status"]) == (status, says), out
+    assert found["measured by"] == "protocol fast-proxy on cpu"
+    if says == "correct":
+        assert "this protocol cannot tell" in found["meaning"]
+        assert "without an interval" in found["speedup"] and found["measured"] == "5 runs of each"
+
+
+LONG = TASK.replace("torch.relu(x) + 1", "[torch.sin(x * x) for _ in range(40)][0]")
+
+
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [
+        ("return torch.sin(x * x)\n", "faster: the whole interval is above 1"),
+        (
+            "return [torch.sin(x * x) for _ in range(90)][0]\n",
+            "slower: the whole interval is below",
+        ),
+    ],
+)
+def test_verify_says_how_fast_a_correct_candidate_is_and_why_that_is_known(
+    ttkit, candidate, text, meaning
+):
+    call = candidate(text, LONG)
     code, out, _ = ttkit(*call)
-    assert code == status, out
-    assert out.startswith(f"{tmp_path / 'task.py'}: {says}")
-    assert ("speedup " in out) == (says == "correct")
-    assert "checks that ran: " in out and "protocol fast-proxy on cpu" in out
-    if says == "incorrect":
-        code, out, _ = ttkit(*call, "--json")
-        verdict = json.loads(out)
-        assert code == 1 and verdict["status"] == "incorrect" and verdict["speedup"] is None
+    found = facts(out)
+    assert code == 0 and found["status"] == "correct" and meaning in found["meaning"], out
+    value, lo, hi = map(float, re.findall(r"([0-9.]+)x", found["speedup"]))
+    assert lo <= value <= hi and (lo > 1 or hi < 1)
+    assert re.fullmatch(r"[0-9]+ pairs of runs", found["measured"])
+    reference, own, limit = (
+        float(found[name].split()[0]) for name in ("reference", "candidate", "physical limit")
+    )
+    assert (own < reference) == (lo > 1) and 0 < limit < own
+    assert found["KernelBench"].startswith("within its tolerance")
+    assert found["device shared"].startswith("load average")
+    assert "read-only files" in found["guards on"] + found.get("guards off", "")
+    assert "values_negated        right values on inputs with the sign changed" in found["checks"]
+    assert "failed" not in out and "evidence" not in found
+
+
+WRONG = {
+    "incorrect": (
+        "out = torch.relu(x) + 1\nreturn out if x.mean() < 1 else out * 2\n",
+        "values_shifted",
+        "wrong values on inputs shifted: its error is",
+    ),
+    "rejected": (
+        "return super().forward(x)\n",
+        "calls_reference",
+        "the reference's own forward ran in place of a program of its own",
+    ),
+    "compile_error": ("x = 2\nreturn x.clamp(min=0\n", "compile", "SyntaxError: '(' was never"),
+}
+
+
+@pytest.mark.parametrize("status", WRONG)
+def test_verify_names_the_check_that_failed_and_the_evidence(ttkit, candidate, status):
+    text, check, evidence = WRONG[status]
+    code, out, _ = ttkit(*candidate(text))
+    found = facts(out)
+    assert (code, found["status"]) == (1, status), out
+    assert found["failed check"] == check and found["evidence"].startswith(evidence)
+    assert found["required"] and found["speedup"] == "not measured"
+    assert f"{check} failed" in found["checks"] and found["guards on"]
+    assert found.get("that line") == ("return x.clamp(min=0" if check == "compile" else None)
+
+
+def test_verify_as_json_is_the_whole_verdict(ttkit, candidate):
+    names = {field.name for field in dataclasses.fields(Verdict)}
+    code, out, _ = ttkit(*candidate("return x.clamp(min=0) + 1\n"), "--json")
+    verdict = json.loads(out)
+    assert code == 0 and set(verdict) == names | {"task", "correct"}
+    # Pairs after the last look that the time allowed are kept, but decide nothing.
+    assert len(verdict["pairs"]) >= verdict["n_pairs"] > 0 and verdict["guards"]
+    assert all(reference > 0 and own > 0 for reference, own in verdict["pairs"])
+    code, out, _ = ttkit(*candidate("return x * 1\n"), "--json")
+    verdict = json.loads(out)
+    assert code == 1 and set(verdict) == names | {"task", "correct"}
+    assert verdict["status"] == "incorrect" and verdict["speedup"] is None
 
 
 def test_a_verdict_of_infrastructure_is_status_3(ttkit, tmp_path, monkeypatch):
@@ -201,7 +299,10 @@ def test_a_verdict_of_infrastructure_is_status_3(ttkit, tmp_path, monkeypatch):
     (tmp_path / "task.py").write_text(TASK)
     (tmp_path / "candidate.py").write_text("return x\n")
     status, out, _ = ttkit("verify", tmp_path / "task.py", tmp_path / "candidate.py")
-    assert status == 3 and "infra_error: the worker could not be started" in out
+    found = facts(out)
+    assert (status, found["status"]) == (3, "infra_error")
+    assert found["evidence"] == "the worker could not be started"
+    assert "says nothing of the candidate" in found["meaning"]
 
 
 def test_aa_reports_rates_and_every_run(ttkit, tmp_path):

@@ -53,6 +53,13 @@ def test_the_tables_follow_from_the_samples(run):
     oracle = picks[(picks["strategy"] == "oracle") & (picks["k"] == 1)].set_index("task")["speedup"]
     best = hot[hot["correct"]].groupby("task")["speedup"].max()
     pd.testing.assert_series_equal(oracle.dropna(), best, check_names=False)
+    winners = pd.read_parquet(run.out / "02_best_of_n" / "winners.parquet")
+    sure = hot.loc[hot[hot["correct"]].groupby("task")["speedup"].idxmax()]
+    sure = sure[sure["speedup_lo"] > 1]
+    assert list(winners["task"]) == list(sure["task"])
+    assert list(winners["sample"]) == list(sure["index"])
+    assert list(winners["speedup"]) == list(sure["speedup"])
+    assert not set(winners["again_status"]) & {"", "infra_error"}
 
 
 def test_the_ledger_has_every_claim_and_the_findings_of_the_run(run):

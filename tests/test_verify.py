@@ -140,6 +140,14 @@ def test_wrong_values_are_incorrect(verifier, name):
     assert verdict.reason
 
 
+def test_kernelbenchs_tolerance_is_judged_for_incorrect_candidates_too(verifier):
+    near = verifier.verify(TASK, body(forward("", "return out * (1 + 3e-5)")))
+    far = verifier.verify(TASK, body(forward("", "return out * (1 + 3e-2)")))
+    for verdict, close in ((near, True), (far, False)):
+        assert (verdict.status, verdict.flags) == ("incorrect", ("values_declared",))
+        assert verdict.kernelbench_allclose == close
+
+
 ERRORS = {
     "syntax": (body("return ("), "compile_error", "SyntaxError"),
     "no ModelNew": (CODE, "compile_error", "ModelNew"),
@@ -171,6 +179,7 @@ def test_errors_have_their_own_status_and_a_reason(verifier, name):
     assert verdict.status == status, verdict
     assert words in verdict.reason
     assert "\n" not in verdict.reason
+    assert verdict.guards["file_size_limit"]
 
 
 def test_a_reference_that_fails_is_never_the_candidates_fault(verifier):

@@ -60,6 +60,7 @@ def test_identical_candidates_are_measured_once_in_order(tmp_path):
         assert again == verdicts[0]
         assert v._room.launcher._process is None, "a cached verdict needs no process"
         assert v.verify(TASK, same, fresh=True).pairs != verdicts[0].pairs
+        assert v.verify(TASK, same) == verdicts[0], "a second figure never replaces the first"
 
 
 def test_a_failing_reference_is_not_kept(tmp_path):

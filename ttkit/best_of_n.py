@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from ttkit import prompts
+from ttkit import prompts, stats
 from ttkit.errors import InfraError
 from ttkit.sampling import Completion, Sampler, SamplingParams
 from ttkit.tasks import Task
@@ -34,7 +34,14 @@ VERDICT_COLUMNS = (
     "reason",
     "protocol",
 )
-MEASURED = ("speedup", "speedup_lo", "speedup_hi", "candidate_ms", "reference_ms")
+SPEEDUP = ("speedup", "speedup_lo", "speedup_hi")
+MEASURED = (*SPEEDUP, "candidate_ms", "reference_ms")
+AGAIN = {
+    "speedup": "again_speedup",
+    "speedup_lo": "again_lo",
+    "speedup_hi": "again_hi",
+    "status": "again_status",
+}
 
 
 class RowJournal(Protocol):
@@ -152,10 +159,13 @@ def judge(
     *,
     action: str = "body",
     progress: Progress = lambda label, done, total: None,
+    fresh: bool = False,
 ) -> pd.DataFrame:
     """Verdicts on the distinct candidates of `samples`: one row for each task and `code_sha256`.
 
-    An `infra_error` is in the table but not in the journal, so that a continued run tries again.
+    With `fresh` the verifier's cache is left out. A speedup that was measured before the candidate
+    failed is left out too. An `infra_error` is in the table but not in the journal, so that a
+    continued run tries again.
     Raises InfraError when every candidate ended so: a table of such rows would say nothing.
     """
     by_key = {task.key: task for task in tasks}
@@ -170,19 +180,22 @@ def judge(
         sample, measured = todo[position], verdict.to_dict()
         row = {"task": sample.task, "code_sha256": sample.code_sha256}
         row |= {name: measured[name] for name in VERDICT_COLUMNS}
+        if not verdict.correct:
+            row |= dict.fromkeys(SPEEDUP)
         if verdict.status == "infra_error":
             failed.append(row)
         else:
             journal.append([row])
         done += 1
-        progress("running and timing candidates", done, len(distinct))
+        progress(label, done, len(distinct))
 
-    progress("running and timing candidates", done, len(distinct))
+    label = "timing candidates again" if fresh else "running and timing candidates"
+    progress(label, done, len(distinct))
     items = [
         (by_key[row.task], prompts.candidate_source(by_key[row.task], row.code, action))
         for row in todo
     ]
-    verifier.verify_many(items, on_verdict=keep)
+    verifier.verify_many(items, on_verdict=keep, fresh=fresh)
     wanted = {(row.task, row.code_sha256) for row in distinct.itertuples()}
     kept = [row for row in journal.rows if (row["task"], row["code_sha256"]) in wanted]
     if failed and not kept:
@@ -192,3 +205,51 @@ def judge(
         )
     # JSON has no nan, so what was not measured comes back as None.
     return pd.DataFrame(kept + failed).astype(dict.fromkeys(MEASURED, float))
+
+
+def confirm_winners(
+    samples: pd.DataFrame,
+    tasks: Sequence[Task],
+    verifier: Verifier,
+    journal: RowJournal,
+    *,
+    action: str = "body",
+    progress: Progress = lambda label, done, total: None,
+) -> pd.DataFrame:
+    """The oracle's picks measured a second time, by themselves: do their figures last?
+
+    The largest of many noisy figures is too large on average (the winner's curse), so a winner is
+    reported by a measurement that did not choose it. Picks are, for each temperature and task, the
+    correct sample of the largest speedup, where the lower end of its interval exceeds 1. Columns:
+    temperature, task, sample (its index), speedup and speedup_lo at first; again_speedup, again_lo,
+    again_hi and again_status (a status of Verdict) the second time. Journaled as in `judge`, by
+    task and code_sha256, in a journal of its own.
+    """
+    right = samples[samples["correct"] & samples["speedup"].notna()]
+    best = right.loc[right.groupby(["temperature", "task"])["speedup"].idxmax()]
+    picks = best[best["speedup_lo"] > 1]
+    first = picks.rename(columns={"index": "sample"})
+    first = first[["temperature", "task", "sample", "speedup", "speedup_lo", "code_sha256"]]
+    if picks.empty:
+        return first.drop(columns="code_sha256").assign(
+            again_speedup=0.0, again_lo=0.0, again_hi=0.0, again_status=""
+        )
+    verdicts = judge(
+        tasks, picks, verifier, journal, action=action, progress=progress, fresh=True
+    ).rename(columns=AGAIN)
+    second = verdicts[["task", "code_sha256", *AGAIN.values()]]
+    merged = first.merge(second, on=["task", "code_sha256"], how="left", validate="many_to_one")
+    return merged.drop(columns="code_sha256")
+
+
+def shrinkage(winners: pd.DataFrame) -> str:
+    """What became of the figures of `confirm_winners`, in one sentence."""
+    if winners.empty:
+        return "Winners measured again: none, for no task's best sample is surely faster."
+    fast = (winners["again_status"] == "correct") & (winners["again_lo"] > 1)
+    ratios = (winners["again_speedup"] / winners["speedup"]).dropna()
+    text = f"Winners measured again: {fast.sum()} of {len(winners)} are fast again"
+    if len(ratios):
+        mean = stats.geometric_mean(ratios)
+        text += f"; again over first {mean:.2f} (geometric mean, n = {len(ratios)})"
+    return f"{text}."

@@ -113,7 +113,6 @@ class Desk:
         try:
             with contextlib.ExitStack() as stack:
                 side = candidate.side()
-                record["guards"] = side.guards
                 session = Session(referee, side, self.room.protocol, self.room.limits)
                 session.check_values()
                 twin = referee.twin or stack.enter_context(self._twin(task, referee))
@@ -128,6 +127,7 @@ class Desk:
             verdict = Verdict("infra_error", _why(error))
         if session is not None:
             record.update(session.record, checks=tuple(session.checks))
+        record["guards"] = candidate.guards
         return self._verdict(replace(verdict, **record), started)
 
     def _verdict(self, verdict: Verdict, started: float) -> Verdict:
@@ -277,6 +277,7 @@ class Candidate:
         self._stack = contextlib.ExitStack()
         self._side: Side | None = None
         self._failure: Exception | None = None
+        self.guards: dict[str, Any] = {}  # known once its process has started
 
     def __enter__(self) -> Candidate:
         return self
@@ -292,7 +293,10 @@ class Candidate:
         try:
             open_side = self._desk._side(self.source, self._task, trusted=False)
             side = self._stack.enter_context(open_side)
-            side.load(self._referee.info, _pick(self._referee.fds, CANDIDATE_FDS))
+            try:
+                side.load(self._referee.info, _pick(self._referee.fds, CANDIDATE_FDS))
+            finally:
+                self.guards = side.guards
             side.freeze()
             if has_children(side.worker.pid):
                 text = "a process of its own is alive after it was loaded"

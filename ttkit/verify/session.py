@@ -62,8 +62,9 @@ class Session:
                     "its output shares memory with an input, the reference's does not",
                     "output_aliases_input",
                 )
+            # Before it is judged: KernelBench may let pass what is incorrect here.
+            self.record["kernelbench_allclose"] = close = close and result["allclose"]
             judge(result, name, self.referee.info["mutates"], "on inputs " + case["name"])
-            close = close and result["allclose"]
             self._look(finish.get("changes"))
             if case["reweigh"]:
                 self.referee.ask("own_weights")
@@ -73,7 +74,6 @@ class Session:
         self.checks += ["inputs_mutated", "output_aliases_input", "output_type", "forged_answer"]
         if self.protocol.variations:
             self.checks += ["calls_reference", "tampered_runtime", "global_state"]
-        self.record["kernelbench_allclose"] = close
 
     def _begin(self, number: int) -> dict[str, Any]:
         return self.referee.ask("check_begin", number=number, name=self.protocol.cases[number])

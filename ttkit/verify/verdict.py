@@ -25,8 +25,10 @@ class Verdict:
     Times are milliseconds for one call of `forward`, the empty round trip subtracted; speedups are
     reference time over candidate time, with the interval that holds for the whole sequential
     procedure (95 % two-sided). What was not measured is nan. `pairs` keeps each raw trial as
-    (reference_ms, candidate_ms). `checks` names every check that ran; for `rejected` the name of
-    the one that failed is in `flags`. `infra_error` never counts against the candidate.
+    (reference_ms, candidate_ms). `checks` names every check that ran; the name of the one that
+    failed is in `flags`, and a speedup measured before it failed does not count.
+    `kernelbench_allclose` is about the outputs compared until then. `infra_error` never counts
+    against the candidate.
     """
 
     status: str

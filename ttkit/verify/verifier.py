@@ -78,8 +78,9 @@ class Verifier:
     def verify(self, task: Task, source: str, *, fresh: bool = False) -> Verdict:
         """The verdict on `source`, a module that defines ModelNew.
 
-        `fresh` measures again even if the cache knows the answer. Never raises for anything the
-        candidate does; raises InfraError only when verdicts can no longer be kept.
+        `fresh` measures again even if the cache knows the answer, and leaves the cache as it is.
+        Never raises for anything the candidate does; raises InfraError only when verdicts can no
+        longer be kept.
         """
         return self.verify_many([(task, source)], fresh=fresh)[0]
 
@@ -97,8 +98,8 @@ class Verifier:
         """One verdict for each (task, source), in the order of `items`.
 
         Items of the same content are measured once; with `fresh`, each item is measured and the
-        cache is not asked. `on_verdict(index, verdict)` is called in the calling thread as verdicts
-        come in, once for each index.
+        cache is neither asked nor changed. `on_verdict(index, verdict)` is called in the
+        calling thread as verdicts come in, once for each index.
         """
         groups: OrderedDict[str, list[int]] = OrderedDict()
         for index, (task, source) in enumerate(items):
@@ -122,11 +123,13 @@ class Verifier:
         try:
             if self.workers == 1:
                 for batch in self._batches(items, todo):
-                    for indices, verdict in zip(batch, self._measure(items, batch), strict=True):
+                    for indices, verdict in zip(
+                        batch, self._measure(items, batch, fresh), strict=True
+                    ):
                         give(indices, verdict)
             else:
                 with ThreadPoolExecutor(self.workers) as pool:
-                    futures = {pool.submit(self._measure_one, items, g): g for g in todo}
+                    futures = {pool.submit(self._measure_one, items, g, fresh): g for g in todo}
                     try:
                         for future in as_completed(futures):
                             give(futures[future], future.result())
@@ -149,19 +152,22 @@ class Verifier:
                 yield batch[start : start + size]
 
     def _measure(
-        self, items: Sequence[tuple[Task, str]], batch: list[list[int]]
+        self, items: Sequence[tuple[Task, str]], batch: list[list[int]], fresh: bool
     ) -> Iterator[Verdict]:
         task = items[batch[0][0]][0]
         sources = [items[indices[0]][1] for indices in batch]
         found = self._desk().verify_several(task, sources)
         for source, verdict in zip(sources, found, strict=True):
             contended = verdict.contention.get("busy", False)
-            if verdict.status != "infra_error" and not (verdict.status == "timeout" and contended):
+            passing = verdict.status == "timeout" and contended
+            if not (fresh or passing or verdict.status == "infra_error"):
                 self.cache.put(self._key(task, source), verdict)
             yield verdict
 
-    def _measure_one(self, items: Sequence[tuple[Task, str]], indices: list[int]) -> Verdict:
-        return next(self._measure(items, [indices]))
+    def _measure_one(
+        self, items: Sequence[tuple[Task, str]], indices: list[int], fresh: bool
+    ) -> Verdict:
+        return next(self._measure(items, [indices], fresh))
 
     def _desk(self) -> Desk:
         desk = getattr(self._local, "desk", None)

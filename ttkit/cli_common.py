@@ -1,0 +1,67 @@
+"""What the modules of the command line share: common options, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from ttkit.errors import UsageError
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, nothing else.")]
+Source = Annotated[str, typer.Option(help="minibench or kernelbench.")]
+Level = Annotated[int, typer.Option(help="1 or 2; for kernelbench also 3.")]
+Scale = Annotated[str, typer.Option(help="Sizes of minibench tasks: cpu or gpu.")]
+KernelBench = Annotated[
+    str | None, typer.Option("--kernelbench-dir", help="A KernelBench clone or data set.")
+]
+ProtocolName = Annotated[
+    str, typer.Option("--protocol", help="rigorous, reward, full or fast-proxy.")
+]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Workers = Annotated[int, typer.Option(min=1, help="Candidates judged at a time.")]
+
+
+def tasks_named(
+    ids: str, source: str, level: int, scale: str, kernelbench_dir: str | None
+) -> list[Any]:
+    """The tasks of `--tasks 4,5,12`; raises UsageError for an id that the level lacks."""
+    from ttkit.tasks import load_tasks
+
+    known = {str(task.id): task for task in load_tasks(source, level, scale, kernelbench_dir)}
+    names = [text.strip() for text in ids.split(",") if text.strip()]
+    if wrong := [text for text in names if text not in known]:
+        raise UsageError(f"--tasks: there is no task {wrong[0]} in {source} level {level}")
+    return [known[name] for name in names]
+
+
+def print_json(data: Any) -> None:
+    """Strict JSON: nan and infinity become null."""
+    print(json.dumps(_finite(data), indent=1, default=str))
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """The columns' names and the rows, left-aligned."""
+    lines = [list(columns), *([cell(value) for value in row] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    for line in lines:
+        cells = (text.ljust(width) for text, width in zip(line, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def cell(value: Any) -> str:
+    """A value as text: floats with three decimals, None as a dash."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
