@@ -38,11 +38,11 @@ class Protocol:
     `process_spread` what two processes that run the same code may differ by (both ends of the
     interval are moved by that share). A candidate whose interval lies above 1, but not above
     `relaunch_below`, is measured again in up to `relaunches` pairs of fresh processes, and its
-    interval then spans what all of them found. Correctness is looked at on an input set of each kind
-    in `variations` (some of VARIATION_NAMES), or without any on `correctness_trials` draws as
-    declared, and with `compared` on the outputs of every timed pair as well. `seconds` is the time budget of one timing phase and
-    `flush_bytes` what is written before every run to displace the core's caches (on CUDA the size
-    of the L2 cache counts).
+    interval then spans what all of them found. Correctness is looked at on an input set of each
+    kind in `variations` (some of VARIATION_NAMES), or without any on `correctness_trials` draws as
+    declared, and with `compared` on the outputs of every timed pair as well. `seconds` is the time
+    budget of one timing phase and `flush_bytes` what is written before every run to displace the
+    core's caches (on CUDA the size of the L2 cache counts).
     """
 
     name: str
@@ -79,7 +79,7 @@ RIGOROUS = Protocol(
     warmup=3,
     variations=VARIATION_NAMES,
     compared=True,
-    looks=(10, 16, 24, 40, 64, 100, 160),
+    looks=(9, 14, 22, 36, 60, 100),
     settled_width=1.4,
     futile=1.07,
     seconds=2.0,

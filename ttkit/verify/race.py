@@ -189,7 +189,7 @@ class Race:
             extra = [(m - o - expected) / len(self.slots) for m, o in zip(mine, other, strict=True)]
             if not statistics.median(extra) > DEFERRED_SHARE * saved:
                 continue
-            low = timing.interval(extra, DEFERRED_ALPHA).lo
+            _, low, _ = timing.centre(extra, DEFERRED_ALPHA)
             if low > DEFERRED_FLOOR * self.record["reference_ms"] / 1e3:
                 raise Outcome(
                     "rejected",
@@ -222,7 +222,7 @@ class Race:
         self.checks.append("batched_calls")
         saved = _saved(pairs)
         singles = [self._pair([self.random.choice(self.slots)]) for _ in range(BATCHED_PAIRS)]
-        high = timing.interval([r - c for r, c in singles], DEFERRED_ALPHA).hi
+        _, _, high = timing.centre([r - c for r, c in singles], DEFERRED_ALPHA)
         if high < BATCHED_SHARE * saved:
             raise Outcome(
                 "rejected",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import statistics
 import time
 from typing import Any
@@ -44,6 +45,7 @@ SLOT_BYTES = {"cpu": 64 << 20, "cuda": 2 << 30}
 # Cases larger than this are made anew each time rather than kept; one holds about five times its
 # inputs and outputs.
 KEEP_BYTES = {"cpu": 32 << 20, "cuda": 128 << 20}
+DECK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 PROBES = 9
 RENEW_EVERY = 4
 RELEASE_BYTES = 8 << 30
@@ -62,6 +64,9 @@ class Referee:
         self.watched: list[tuple[Any, dict[str, Any]]] = []
         self.mutated = False
         self.served = 0
+        # Inputs drawn for timed pairs, and those that the present candidate has not met.
+        self.deck: list[list[Any]] = []
+        self.unseen: list[list[Any]] = []
 
     def serve(self) -> None:
         while True:
@@ -279,6 +284,8 @@ class Referee:
 
     def do_timing_begin(self, message: dict[str, Any]) -> dict[str, Any]:
         self.case = self.cases.numbered(0, "declared", self.keep)
+        # Draws made for earlier candidates serve again: no process meets one of them twice.
+        self.unseen = random.SystemRandom().sample(self.deck, len(self.deck))
         self.do_draw(message)
         self.sets = [self._describe_set(args, i) for i, args in enumerate(self.current)]
         self.targets = [self.twin_output.view(spec) for spec in _output_specs(self.case)]
@@ -290,10 +297,14 @@ class Referee:
 
         Tasks with random shapes keep the shapes of the first draw: a pair needs equal work.
         """
-        if self.fresh:
-            self.current = [self.cases.inputs() for _ in range(self.slots)]
-        else:
+        if not self.fresh:
             self.current = self.cases.pooled_inputs(self.slots)
+        elif self.unseen:
+            self.current = self.unseen.pop()
+        else:
+            self.current = [self.cases.inputs() for _ in range(self.slots)]
+            if len(self.deck) * self.inputs.size < DECK_BYTES[self.kind]:
+                self.deck.append(self.current)
         return {}
 
     def do_stage(self, message: dict[str, Any]) -> dict[str, Any]:
