@@ -16,6 +16,7 @@ from ttkit.errors import UsageError
 from ttkit.prompts import candidate_source
 from ttkit.tasks import Task
 from ttkit.verify import PROTOCOLS, Limits, Verdict, Verifier
+from ttkit.verify.desk import Desk
 
 CODE = """
 import torch
@@ -292,3 +293,20 @@ def _gone(present) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+def test_a_referee_that_fails_costs_one_verdict_of_those_loaded_together(monkeypatch):
+    judge, seen = Desk._judge, []
+
+    def fails_first(self, task, *args):
+        if not seen:
+            self._drop(task.sha256)
+            seen.append(Verdict("infra_error", "the reference's process failed"))
+            return seen[0]
+        return judge(self, task, *args)
+
+    monkeypatch.setattr(Desk, "_judge", fails_first)
+    sources = [candidate_source(TASK, f"_ = {i}\n{TASK.forward_body}") for i in range(3)]
+    with Verifier(QUICK) as verifier:
+        found = [v.status for v in verifier._desk().verify_several(TASK, sources)]
+    assert found == ["infra_error", "correct", "correct"]

@@ -101,9 +101,14 @@ class Desk:
                 with ThreadPoolExecutor(len(candidates)) as pool:
                     list(pool.map(Candidate.load, candidates))
             loading = (time.monotonic() - started) / len(candidates)
-            for candidate in candidates:
+            for number, candidate in enumerate(candidates, 1):
                 yield self._judge(task, referee, candidate, time.monotonic() - loading)
                 candidate.close()
+                if self.referees.get(task.sha256) is not referee:
+                    break
+        # A referee that failed took what the others had loaded with it: they start anew.
+        if sources[number:]:
+            yield from self.verify_several(task, sources[number:])
 
     def _judge(
         self, task: Task, referee: RefereeHandle, candidate: Candidate, started: float
@@ -117,8 +122,8 @@ class Desk:
                 session.check_values()
                 twin = referee.twin or stack.enter_context(self._twin(task, referee))
                 session.measure(twin)
-                if referee.twin is None:  # on CUDA it takes seconds to start another process
-                    self._relaunch(candidate.source, task, referee, session)
+            candidate.close()  # what it holds of the device's memory the next launch may need
+            self._relaunch(candidate.source, task, referee, session)
             verdict = Verdict("correct", _describe(session.record))
         except Outcome as outcome:
             verdict = Verdict(outcome.status, outcome.reason, flags=outcome.flags)
@@ -139,19 +144,22 @@ class Desk:
         """Measure a narrow winner again, both sides in fresh processes, while it stays one.
 
         Two processes that run the same code differ by a factor that lasts as long as they live: a
-        standard deviation of 5 % where a body allocates several temporaries of some megabytes. No
-        number of pairs averages that out; other processes do.
+        standard deviation of 5 % where a body allocates several temporaries of some megabytes, and
+        as much for a product of large matrices on an H100. No number of pairs averages that out;
+        other processes do.
         """
         protocol = self.room.protocol
         for number in range(protocol.relaunches):
             if not 1 < session.record["speedup_lo"] <= protocol.relaunch_below:
                 return
             with contextlib.ExitStack() as stack:
-                if number % 2 == 0:
+                if referee.twin is not None:
+                    twin = self._keep_twin(task, referee)
+                elif number % 2 == 0:
                     twin = stack.enter_context(self._twin(task, referee))
                 candidate = stack.enter_context(self._side(source, task, trusted=False))
                 candidate.load(referee.info, _pick(referee.fds, CANDIDATE_FDS))
-                if number % 2:
+                if referee.twin is None and number % 2:
                     twin = stack.enter_context(self._twin(task, referee))
                 again = Session(referee, candidate, protocol, self.room.limits)
                 again.measure(twin)
@@ -180,6 +188,13 @@ class Desk:
             side.load(info, _pick(referee.fds, TWIN_FDS))
             yield side
 
+    def _keep_twin(self, task: Task, referee: RefereeHandle) -> Side:
+        """A new twin in the place of the one that the referee keeps, if it has one."""
+        referee.stack.close()
+        referee.twin = referee.stack.enter_context(self._twin(task, referee))
+        referee.twin.shared = True
+        return referee.twin
+
     def _referee(self, task: Task) -> RefereeHandle:
         known = self.referees.get(task.sha256)
         if known is not None:
@@ -203,8 +218,7 @@ class Desk:
             named = dict(zip(FDS if self.room.device == "cpu" else FDS[-1:], fds, strict=True))
             handle = RefereeHandle(worker, info, named)
             if self.room.device != "cpu":
-                handle.twin = handle.stack.enter_context(self._twin(task, handle))
-                handle.twin.shared = True
+                self._keep_twin(task, handle)
             self.referees[task.sha256] = handle
         except BaseException:
             worker.end()

@@ -39,7 +39,7 @@ from ttkit.verify.worker import Runner, describe, load_module, values_of
 
 # A timed run calls the model once for each of several input sets until it lasts about this long,
 # well above the round trip (and on CUDA above launch and synchronisation).
-TRIAL_MS = {"cpu": 0.5, "cuda": 2.0}
+TRIAL_MS = {"cpu": 0.5, "cuda": 8.0}
 MAX_SLOTS = {"cpu": 16, "cuda": 64}
 SLOT_BYTES = {"cpu": 64 << 20, "cuda": 2 << 30}
 # Cases larger than this are made anew each time rather than kept; one holds about five times its
@@ -303,7 +303,7 @@ class Referee:
             self.current = self.unseen.pop()
         else:
             self.current = [self.cases.inputs() for _ in range(self.slots)]
-            if len(self.deck) * self.inputs.size < DECK_BYTES[self.kind]:
+            if (len(self.deck) + 1) * self.inputs.size <= DECK_BYTES[self.kind]:
                 self.deck.append(self.current)
         return {}
 
