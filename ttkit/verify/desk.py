@@ -101,14 +101,16 @@ class Desk:
                 with ThreadPoolExecutor(len(candidates)) as pool:
                     list(pool.map(Candidate.load, candidates))
             loading = (time.monotonic() - started) / len(candidates)
-            for number, candidate in enumerate(candidates, 1):
+            waiting = list(sources)
+            for candidate in candidates:
+                waiting.pop(0)
                 yield self._judge(task, referee, candidate, time.monotonic() - loading)
                 candidate.close()
                 if self.referees.get(task.sha256) is not referee:
                     break
         # A referee that failed took what the others had loaded with it: they start anew.
-        if sources[number:]:
-            yield from self.verify_several(task, sources[number:])
+        if waiting:
+            yield from self.verify_several(task, waiting)
 
     def _judge(
         self, task: Task, referee: RefereeHandle, candidate: Candidate, started: float
