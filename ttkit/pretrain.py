@@ -43,7 +43,7 @@ class Pretraining:
 
     n_examples: int = 52_000
     epochs: int = 1
-    expert_share: float = 0.08
+    expert_share: float = 0.12
     max_links: int = 3
     seed: int = 0
     vocab: int = 1024
