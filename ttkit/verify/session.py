@@ -115,21 +115,20 @@ class Session:
             raise Outcome("rejected", text[:300], "kernel_never_launched")
         return delivered, finish
 
-    def _replay_cases(self, reference: Side) -> None:
-        """Give the reference's process the history of the candidate's.
+    def prepare(self, reference: Side) -> None:
+        """Give the reference's process the history of the candidate's. Raises InfraError.
 
         Where its heap has the same layout a pair compares code; after unequal histories one of two
         identical processes was the faster one by several percent for as long as they lived.
         """
-        for number in self.cases_run:
-            self._run_case(reference, self._begin(number))
+        if not reference.shared:
+            for number in self.cases_run:
+                self._run_case(reference, self._begin(number))
 
     # Timing ----------------------------------------------------------------------------------
 
     def measure(self, reference: Side) -> None:
         """Time the candidate beside `reference`; raises Outcome if it cheats, or InfraError."""
-        if not reference.shared:
-            self._replay_cases(reference)
         race = Race(self.referee, self.candidate, reference, self.protocol, self.run_limit)
         try:
             race.run()
