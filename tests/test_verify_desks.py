@@ -156,19 +156,19 @@ def test_checks_overlap_each_other_and_never_a_timing(monkeypatch):
     def recorded(cls, method, kind):
         original = getattr(cls, method)
 
-        def wrapper(self):
+        def wrapper(self, *args, **kwargs):
             started = time.monotonic()
             try:
                 if kind == "check" and threading.get_ident() not in firsts:
                     firsts.add(threading.get_ident())
                     together.wait(SECONDS)
-                return original(self)
+                return original(self, *args, **kwargs)
             finally:
                 spans[kind].append((started, time.monotonic(), threading.get_ident()))
 
         monkeypatch.setattr(cls, method, wrapper)
 
-    recorded(Session, "check_values", "check")
+    recorded(Session, "_run_case", "check")
     recorded(Race, "run", "time")
     given = []
 
@@ -187,7 +187,7 @@ def test_checks_overlap_each_other_and_never_a_timing(monkeypatch):
     assert sorted(i for i, _ in given) == list(range(len(items)))
     assert all(verdicts[i] is v for i, v in given)
     assert {thread for *_, thread in spans["give"]} == {threading.get_ident()}
-    assert len(spans["check"]) == 10 and len(spans["time"]) == 8
+    assert len(spans["check"]) > 10 * len(QUICK.cases) and len(spans["time"]) == 8
     assert len({thread for *_, thread in spans["time"]}) == 2
     for n, (started, ended, _) in enumerate(spans["time"]):
         others = [*spans["check"], *spans["give"], *spans["time"][:n]]
@@ -272,6 +272,38 @@ def test_a_process_that_would_not_be_frozen_with_its_candidate_is_found_before_i
         verdict = verifier.verify(TASKS[0], TASKS[0].code + FORKING)
     assert (verdict.status, verdict.flags) == ("rejected", ("child_process",)), verdict.reason
     assert not timed
+
+
+@two_cores
+def test_a_check_gives_way_between_two_cases_to_who_wants_to_time(monkeypatch):
+    run_case, events, used = Session._run_case, [], []
+    threads = []
+
+    def time_alone(pid):
+        with DeviceLock("cpu") as lock:
+            lock.hold(EXCLUSIVE)
+            events.append("timing")
+            before = process_cpu_seconds(pid)
+            time.sleep(0.3)
+            used.append(process_cpu_seconds(pid) - before)
+
+    def recorded(self, side, *args, **kwargs):
+        result = run_case(self, side, *args, **kwargs)
+        events.append("case")
+        if not threads:
+            threads.append(threading.Thread(target=time_alone, args=(side.worker.pid,)))
+            threads[0].start()
+            with DeviceLock("cpu") as lock:
+                while not lock.wanted():
+                    time.sleep(0.01)
+        return result
+
+    monkeypatch.setattr(Session, "_run_case", recorded)
+    with Verifier(QUICK, limits=LIMITS) as verifier:
+        verifier.verify(TASKS[0], TASKS[0].code + SPINNING.format(factor=2))
+    threads[0].join()
+    assert events[:3] == ["case", "timing", "case"]
+    assert used[0] < 1e-3, "the candidate was not frozen"
 
 
 @two_cores

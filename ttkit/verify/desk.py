@@ -98,7 +98,7 @@ class Desk:
             if self._lock is not None:
                 stack.callback(self._lock.release)
             self._hold(self._checking)
-            started = time.monotonic()
+            started = self._clock()
             try:
                 referee = self._referee(task)
                 referee.ask("renew")
@@ -113,11 +113,11 @@ class Desk:
             if len(candidates) > 1:
                 with ThreadPoolExecutor(len(candidates)) as pool:
                     list(pool.map(Candidate.load, candidates))
-            loading = (time.monotonic() - started) / len(candidates)
+            loading = (self._clock() - started) / len(candidates)
             waiting = list(sources)
             for candidate in candidates:
                 waiting.pop(0)
-                verdict = self._judge(task, referee, candidate, time.monotonic() - loading)
+                verdict = self._judge(task, referee, candidate, self._clock() - loading)
                 candidate.close()
                 yield verdict
                 if self.referees.get(task.sha256) is not referee:
@@ -126,9 +126,24 @@ class Desk:
         if waiting:
             yield from self.verify_several(task, waiting)
 
-    def _hold(self, mode: int) -> float:
-        """Hold the device's lock in `mode` from now on; seconds waited for it."""
-        return self._lock.hold(mode) if self._lock is not None else 0.0
+    def _hold(self, mode: int) -> None:
+        """Wait for the device's lock in `mode`, and hold it from then on."""
+        if self._lock is not None:
+            self._lock.hold(mode)
+
+    def _give_way(self, *sides: Side) -> None:
+        """Between two steps of a check, let those go first who wait to time."""
+        if self.cores and self._lock is not None and self._lock.wanted():
+            for side in sides:
+                side.set_aside()
+            self._lock.release()
+            self._lock.hold(SHARED)
+            for side in sides:
+                side.thaw()
+
+    def _clock(self) -> float:
+        """Seconds on a clock that stands still while the device's lock is waited for."""
+        return time.monotonic() - (self._lock.waited if self._lock is not None else 0.0)
 
     def _judge(
         self, task: Task, referee: RefereeHandle, candidate: Candidate, started: float
@@ -139,14 +154,16 @@ class Desk:
             with contextlib.ExitStack() as alone:
                 with contextlib.ExitStack() as stack:
                     side = candidate.side()
-                    session = Session(referee, side, self.room.protocol, self.room.limits)
+                    session = Session(
+                        referee, side, self.room.protocol, self.room.limits, self._give_way
+                    )
                     session.check_values()
                     twin = referee.twin or stack.enter_context(self._twin(task, referee))
                     session.prepare(twin)
                     # Nothing that waits may disturb what another desk times meanwhile.
                     for waiting in (side, twin):
                         waiting.set_aside()
-                    started += self._hold(EXCLUSIVE)
+                    self._hold(EXCLUSIVE)
                     alone.enter_context(pinned(self.judge_cores))
                     session.measure(twin)
                 candidate.close()  # what it holds of the device's memory the next launch may need
@@ -164,7 +181,7 @@ class Desk:
 
     def _verdict(self, verdict: Verdict, started: float) -> Verdict:
         room = self.room
-        seconds = time.monotonic() - started
+        seconds = self._clock() - started
         return replace(verdict, protocol=room.protocol.name, device=room.device, seconds=seconds)
 
     def _relaunch(self, source: str, task: Task, referee: RefereeHandle, session: Session) -> None:

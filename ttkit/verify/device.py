@@ -58,6 +58,7 @@ class DeviceLock:
         self._turnstile = os.open(f"{name}.turnstile", flags, 0o666)
         self._lock = os.open(f"{name}.lock", flags, 0o666)
         self._mode = 0
+        self.waited = 0.0  # seconds in all
 
     def __enter__(self) -> DeviceLock:
         return self
@@ -65,14 +66,14 @@ class DeviceLock:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def hold(self, mode: int) -> float:
-        """Hold the lock in `mode`, SHARED or EXCLUSIVE, from now on; seconds waited for it.
+    def hold(self, mode: int) -> None:
+        """Wait for the lock in `mode`, SHARED or EXCLUSIVE, and hold it from then on.
 
         What was held in another mode is given back first, so that two holders who want the lock
         for themselves never wait for each other.
         """
         if mode == self._mode:
-            return 0.0
+            return
         started = time.monotonic()
         self.release()
         fcntl.flock(self._turnstile, fcntl.LOCK_EX)
@@ -81,7 +82,16 @@ class DeviceLock:
         finally:
             fcntl.flock(self._turnstile, fcntl.LOCK_UN)
         self._mode = mode
-        return time.monotonic() - started
+        self.waited += time.monotonic() - started
+
+    def wanted(self) -> bool:
+        """Whether somebody waits for it."""
+        try:
+            fcntl.flock(self._turnstile, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        fcntl.flock(self._turnstile, fcntl.LOCK_UN)
+        return False
 
     def release(self) -> None:
         """Give back what is held, if anything is."""

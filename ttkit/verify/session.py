@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 from ttkit.verify.protocol import Limits, Protocol
@@ -17,7 +18,10 @@ from ttkit.verify.sides import Outcome, RefereeHandle, Side
 
 
 class Session:
-    """Checks and times one candidate. `record` holds the fields of the verdict known so far."""
+    """Checks and times one candidate. `record` holds the fields of the verdict known so far.
+
+    `between` is called between two cases with all sides there are, none of which is at work then.
+    """
 
     def __init__(
         self,
@@ -25,9 +29,10 @@ class Session:
         candidate: Side,
         protocol: Protocol,
         limits: Limits,
+        between: Callable[..., object] = lambda *sides: None,
     ):
         self.referee, self.candidate = referee, candidate
-        self.protocol = protocol
+        self.protocol, self.between = protocol, between
         self.record: dict[str, Any] = {"limit_ms": referee.info["limit_ms"]}
         self.checks: list[str] = []
         self.slots = referee.info["slots"]
@@ -43,6 +48,7 @@ class Session:
         close = True
         self._look(self.candidate.changes)
         for number in range(len(self.protocol.cases)):
+            self.between(self.candidate)
             case = self._begin(number)
             name = f"values_{case['name']}"
             if case["skipped"]:
@@ -123,6 +129,7 @@ class Session:
         """
         if not reference.shared:
             for number in self.cases_run:
+                self.between(self.candidate, reference)
                 self._run_case(reference, self._begin(number))
 
     # Timing ----------------------------------------------------------------------------------
