@@ -307,6 +307,6 @@ def test_a_referee_that_fails_costs_one_verdict_of_those_loaded_together(monkeyp
 
     monkeypatch.setattr(Desk, "_judge", fails_first)
     sources = [candidate_source(TASK, f"_ = {i}\n{TASK.forward_body}") for i in range(3)]
-    with Verifier(QUICK) as verifier:
-        found = [v.status for v in verifier._desk().verify_several(TASK, sources)]
+    with Verifier(QUICK) as verifier, verifier._desk() as desk:
+        found = [v.status for v in desk.verify_several(TASK, sources)]
     assert found == ["infra_error", "correct", "correct"]

@@ -19,15 +19,22 @@ from typing import Any
 
 from ttkit.errors import InfraError
 from ttkit.tasks import Task
-from ttkit.verify.device import contention_record, device_lock, pinned, share_cores
+from ttkit.verify.device import (
+    EXCLUSIVE,
+    SHARED,
+    DeviceLock,
+    contention_record,
+    pinned,
+    share_cores,
+)
 from ttkit.verify.launcher import Launcher, Worker
 from ttkit.verify.limits import FIRST_UID, OUTPUT_NAME
 from ttkit.verify.protocol import Limits, Protocol
 from ttkit.verify.session import Session
-from ttkit.verify.sides import Outcome, RefereeHandle, Side, ask_referee, has_children
+from ttkit.verify.sides import Outcome, RefereeHandle, Side, ask_referee
 from ttkit.verify.verdict import Verdict
 
-WARM_REFEREES = 4
+WARM_REFEREES = 2
 # Words of a source that may take long to compile; who writes them in vain only waits longer.
 COMPILERS = r"\b(compile|triton|load_inline|cpp_extension|jit|cupy|numba|tilelang|cutlass)\b"
 FDS = ("inputs", "output", "twin_output", "weights")
@@ -43,18 +50,17 @@ class Room:
         self.protocol, self.device, self.limits = protocol, device, limits
         self.launcher = Launcher()
         self._lock = threading.Lock()
-        self._ceiling: dict[str, float] | None = None
+        self.ceiling: dict[str, float] | None = None
 
     def scratch_root(self) -> str:
         """The folder of all scratch directories, made when first needed."""
         return self.launcher.home()
 
-    def ceiling(self, referee: Worker) -> dict[str, float]:
-        """The device's read rates, measured once by the first referee."""
+    def measure_ceiling(self, referee: Worker) -> None:
+        """Measure the device's read rates, once, by the first referee."""
         with self._lock:
-            if self._ceiling is None:
-                self._ceiling = ask_referee(referee, {"op": "ceiling"})[0]["ceiling"]
-            return self._ceiling
+            if self.ceiling is None:
+                self.ceiling = ask_referee(referee, {"op": "ceiling"})[0]["ceiling"]
 
     def close(self) -> None:
         """End the fork server with all its workers and remove the scratch folder."""
@@ -62,14 +68,21 @@ class Room:
 
 
 class Desk:
-    """Verifies one candidate after another for one thread."""
+    """Verifies one candidate after another for one thread; `number` counts a verifier's desks.
 
-    def __init__(self, room: Room):
+    Under an exclusive protocol desks load and check side by side, each on a core of its own, and
+    time one after the other. Where there is no core for each, all they do is done alone: on one
+    core, and on CUDA, where what a frozen process has launched runs on.
+    """
+
+    def __init__(self, room: Room, number: int = 0):
         self.room = room
         self.referees: OrderedDict[str, RefereeHandle] = OrderedDict()
         # Candidates that are contended on purpose spread over all cores.
         alone = room.protocol.exclusive
-        self.cores, self.judge_cores = share_cores(room.device) if alone else ([], set())
+        self.cores, self.judge_cores = share_cores(room.device, number) if alone else ([], set())
+        self._checking = SHARED if self.cores else EXCLUSIVE
+        self._lock = DeviceLock(room.device) if alone else None
 
     def verify(self, task: Task, source: str) -> Verdict:
         return next(self.verify_several(task, [source]))
@@ -79,13 +92,13 @@ class Desk:
 
         All are loaded (compiled, their device context made) side by side before the first of them
         is checked and timed, so that no loading ever overlaps a timing; whoever waits is frozen.
+        The device's lock is held at every `yield`.
         """
-        room = self.room
         with contextlib.ExitStack() as stack:
-            if room.protocol.exclusive:
-                stack.enter_context(device_lock(room.device))
-                stack.enter_context(pinned(self.judge_cores))
-            started = time.monotonic()
+            if self._lock is not None:
+                stack.callback(self._lock.release)
+            self._hold(self._checking)
+            started = self._clock()
             try:
                 referee = self._referee(task)
                 referee.ask("renew")
@@ -100,17 +113,37 @@ class Desk:
             if len(candidates) > 1:
                 with ThreadPoolExecutor(len(candidates)) as pool:
                     list(pool.map(Candidate.load, candidates))
-            loading = (time.monotonic() - started) / len(candidates)
+            loading = (self._clock() - started) / len(candidates)
             waiting = list(sources)
             for candidate in candidates:
                 waiting.pop(0)
-                yield self._judge(task, referee, candidate, time.monotonic() - loading)
+                verdict = self._judge(task, referee, candidate, self._clock() - loading)
                 candidate.close()
+                yield verdict
                 if self.referees.get(task.sha256) is not referee:
                     break
         # A referee that failed took what the others had loaded with it: they start anew.
         if waiting:
             yield from self.verify_several(task, waiting)
+
+    def _hold(self, mode: int) -> None:
+        """Wait for the device's lock in `mode`, and hold it from then on."""
+        if self._lock is not None:
+            self._lock.hold(mode)
+
+    def _give_way(self, *sides: Side) -> None:
+        """Between two steps of a check, let those go first who wait to time."""
+        if self.cores and self._lock is not None and self._lock.wanted():
+            for side in sides:
+                side.set_aside()
+            self._lock.release()
+            self._lock.hold(SHARED)
+            for side in sides:
+                side.thaw()
+
+    def _clock(self) -> float:
+        """Seconds on a clock that stands still while the device's lock is waited for."""
+        return time.monotonic() - (self._lock.waited if self._lock is not None else 0.0)
 
     def _judge(
         self, task: Task, referee: RefereeHandle, candidate: Candidate, started: float
@@ -118,14 +151,23 @@ class Desk:
         session: Session | None = None
         record: dict[str, Any] = {"contention": contention_record(self.room.device)}
         try:
-            with contextlib.ExitStack() as stack:
-                side = candidate.side()
-                session = Session(referee, side, self.room.protocol, self.room.limits)
-                session.check_values()
-                twin = referee.twin or stack.enter_context(self._twin(task, referee))
-                session.measure(twin)
-            candidate.close()  # what it holds of the device's memory the next launch may need
-            self._relaunch(candidate.source, task, referee, session)
+            with contextlib.ExitStack() as alone:
+                with contextlib.ExitStack() as stack:
+                    side = candidate.side()
+                    session = Session(
+                        referee, side, self.room.protocol, self.room.limits, self._give_way
+                    )
+                    session.check_values()
+                    twin = referee.twin or stack.enter_context(self._twin(task, referee))
+                    session.prepare(twin)
+                    # Nothing that waits may disturb what another desk times meanwhile.
+                    for waiting in (side, twin):
+                        waiting.set_aside()
+                    self._hold(EXCLUSIVE)
+                    alone.enter_context(pinned(self.judge_cores))
+                    session.measure(twin)
+                candidate.close()  # what it holds of the device's memory the next launch may need
+                self._relaunch(candidate.source, task, referee, session)
             verdict = Verdict("correct", _describe(session.record))
         except Outcome as outcome:
             verdict = Verdict(outcome.status, outcome.reason, flags=outcome.flags)
@@ -139,7 +181,7 @@ class Desk:
 
     def _verdict(self, verdict: Verdict, started: float) -> Verdict:
         room = self.room
-        seconds = time.monotonic() - started
+        seconds = self._clock() - started
         return replace(verdict, protocol=room.protocol.name, device=room.device, seconds=seconds)
 
     def _relaunch(self, source: str, task: Task, referee: RefereeHandle, session: Session) -> None:
@@ -208,11 +250,14 @@ class Desk:
         directory = self._directory({"task.py": task.code})
         worker = self._spawn("referee", directory)
         try:
-            ceiling = self.room.ceiling(worker)
+            if self.room.ceiling is None:
+                self._hold(EXCLUSIVE)
+                self.room.measure_ceiling(worker)
+                self._hold(self._checking)
             load = {
                 "op": "load",
                 "flush_bytes": self.room.protocol.flush_bytes,
-                "ceiling": ceiling,
+                "ceiling": self.room.ceiling,
             }
             info, fds = ask_referee(worker, load)
             if info["unusable"]:
@@ -282,6 +327,8 @@ class Desk:
     def close(self) -> None:
         for key in list(self.referees):
             self._drop(key)
+        if self._lock is not None:
+            self._lock.close()
 
 
 class Candidate:
@@ -313,10 +360,7 @@ class Candidate:
                 side.load(self._referee.info, _pick(self._referee.fds, CANDIDATE_FDS))
             finally:
                 self.guards = side.guards
-            side.freeze()
-            if has_children(side.worker.pid):
-                text = "a process of its own is alive after it was loaded"
-                raise Outcome("rejected", text, "child_process")
+            side.set_aside()
             self._side = side
         except (Outcome, InfraError, OSError) as error:
             self._failure = error

@@ -14,14 +14,20 @@ from typing import Any
 
 # A load average above this many times the number of cores is called busy in the record.
 BUSY_LOAD = 1.5
+SHARED, EXCLUSIVE = fcntl.LOCK_SH, fcntl.LOCK_EX
 
 
-def share_cores(device: str) -> tuple[list[int], set[int]]:
-    """One core for both sides of a pair, the others for the judge; none if there is no choice."""
+def share_cores(device: str, desk: int) -> tuple[list[int], set[int]]:
+    """One core for a desk's referee and both sides, the others for a judge that times them.
+
+    The workers of a desk never run at the same time. Desks take the cores in turn by their number.
+    None where there is no choice: on CUDA, or on one core.
+    """
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2 or device != "cpu":
         return [], set()
-    return [cores[0]], set(cores[1:])
+    own = cores[desk % len(cores)]
+    return [own], set(cores) - {own}
 
 
 @contextlib.contextmanager
@@ -38,16 +44,66 @@ def pinned(cores: set[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-@contextlib.contextmanager
-def device_lock(device: str) -> Iterator[None]:
-    """Held by whoever measures on `device`, across processes and users of this machine."""
-    path = os.path.join(tempfile.gettempdir(), f"ttkit-{device.replace(':', '-')}.lock")
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
+class DeviceLock:
+    """One holder's view of the reader-writer lock of `device`, across threads, processes and users.
+
+    Held shared (SHARED) by who loads and checks, exclusively (EXCLUSIVE) by who times. Every holder
+    makes an instance of its own. All come to it through a turnstile, in which the next one waits:
+    or checks that follow each other would keep a timing waiting for as long as there are any.
+    """
+
+    def __init__(self, device: str):
+        name = os.path.join(tempfile.gettempdir(), f"ttkit-{device.replace(':', '-')}")
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        self._turnstile = os.open(f"{name}.turnstile", flags, 0o666)
+        self._lock = os.open(f"{name}.lock", flags, 0o666)
+        self._mode = 0
+        self.waited = 0.0  # seconds in all
+
+    def __enter__(self) -> DeviceLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def hold(self, mode: int) -> None:
+        """Wait for the lock in `mode`, SHARED or EXCLUSIVE, and hold it from then on.
+
+        What was held in another mode is given back first, so that two holders who want the lock
+        for themselves never wait for each other.
+        """
+        if mode == self._mode:
+            return
+        started = time.monotonic()
+        self.release()
+        fcntl.flock(self._turnstile, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(self._lock, mode)
+        finally:
+            fcntl.flock(self._turnstile, fcntl.LOCK_UN)
+        self._mode = mode
+        self.waited += time.monotonic() - started
+
+    def wanted(self) -> bool:
+        """Whether somebody waits for it."""
+        try:
+            fcntl.flock(self._turnstile, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        fcntl.flock(self._turnstile, fcntl.LOCK_UN)
+        return False
+
+    def release(self) -> None:
+        """Give back what is held, if anything is."""
+        self._mode = 0
+        fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Give back what is held, for good."""
+        # Closing alone would leave it with a process that was forked off meanwhile.
+        self.release()
+        os.close(self._lock)
+        os.close(self._turnstile)
 
 
 def contention_record(device: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 from ttkit.verify.protocol import Limits, Protocol
@@ -17,7 +18,10 @@ from ttkit.verify.sides import Outcome, RefereeHandle, Side
 
 
 class Session:
-    """Checks and times one candidate. `record` holds the fields of the verdict known so far."""
+    """Checks and times one candidate. `record` holds the fields of the verdict known so far.
+
+    `between` is called between two cases with all sides there are, none of which is at work then.
+    """
 
     def __init__(
         self,
@@ -25,9 +29,10 @@ class Session:
         candidate: Side,
         protocol: Protocol,
         limits: Limits,
+        between: Callable[..., object] = lambda *sides: None,
     ):
         self.referee, self.candidate = referee, candidate
-        self.protocol = protocol
+        self.protocol, self.between = protocol, between
         self.record: dict[str, Any] = {"limit_ms": referee.info["limit_ms"]}
         self.checks: list[str] = []
         self.slots = referee.info["slots"]
@@ -43,6 +48,7 @@ class Session:
         close = True
         self._look(self.candidate.changes)
         for number in range(len(self.protocol.cases)):
+            self.between(self.candidate)
             case = self._begin(number)
             name = f"values_{case['name']}"
             if case["skipped"]:
@@ -115,21 +121,21 @@ class Session:
             raise Outcome("rejected", text[:300], "kernel_never_launched")
         return delivered, finish
 
-    def _replay_cases(self, reference: Side) -> None:
-        """Give the reference's process the history of the candidate's.
+    def prepare(self, reference: Side) -> None:
+        """Give the reference's process the history of the candidate's. Raises InfraError.
 
         Where its heap has the same layout a pair compares code; after unequal histories one of two
         identical processes was the faster one by several percent for as long as they lived.
         """
-        for number in self.cases_run:
-            self._run_case(reference, self._begin(number))
+        if not reference.shared:
+            for number in self.cases_run:
+                self.between(self.candidate, reference)
+                self._run_case(reference, self._begin(number))
 
     # Timing ----------------------------------------------------------------------------------
 
     def measure(self, reference: Side) -> None:
         """Time the candidate beside `reference`; raises Outcome if it cheats, or InfraError."""
-        if not reference.shared:
-            self._replay_cases(reference)
         race = Race(self.referee, self.candidate, reference, self.protocol, self.run_limit)
         try:
             race.run()

@@ -187,6 +187,13 @@ class Side:
         """Stop every thread of the process: it can neither work nor disturb while others do."""
         self._signal(signal.SIGSTOP)
 
+    def set_aside(self) -> None:
+        """Freeze it for as long as others are timed; raises Outcome if that would not stop all."""
+        self.freeze()
+        if not self.trusted and has_children(self.worker.pid):
+            text = "a process of its own is alive between its turns"
+            raise Outcome("rejected", text, "child_process")
+
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
 
