@@ -1,5 +1,6 @@
 """The ledger: each rule on constructed findings, what it refuses, and a constructed run."""
 
+import json
 import math
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from ttkit import claims
 from ttkit.claims import DIFFERS, HOLDS, NOT_RUN, UNDERPOWERED, Finding
 from ttkit.errors import UsageError
+from ttkit.sweepfile import Sweep
 
 NAN = float("nan")
 CLAIMS = claims.load_claims().set_index("id", drop=False)
@@ -25,10 +27,27 @@ def test_every_published_claim_has_a_rule_a_measure_and_a_command():
     assert len(CLAIMS) == 37
     assert set(CLAIMS["rule"]) == set(claims.RULES)
     assert CLAIMS[["target", "measured", "notebook", "command"]].notna().all().all()
-    assert CLAIMS["command"].str.contains("--out {run}", regex=False).all()
+    alone = CLAIMS["sweep"].isna()
+    assert CLAIMS["command"][alone].str.contains("--out {run}", regex=False).all()
+    assert not CLAIMS["measured"].duplicated().any()
+
+
+def test_every_band_has_a_margin_that_is_named_with_its_reason():
     banded = CLAIMS["rule"].isin(["level", "count"])
     assert (CLAIMS["margin"].notna() == banded).all()
-    assert not CLAIMS["measured"].duplicated().any()
+    assert set(CLAIMS["margin"].dropna()) == set(claims.MARGINS)
+    assert set(CLAIMS["margin"][["rlvr_correct", "bon_k16", "sel_surprisal_top3"]]) == {0.05}
+    assert "0.7 to 0.9 (0.8 ± 0.1)" in judged("sel_surprisal", 0.8, 0.75, 0.85).reason
+
+
+def test_a_claim_of_a_sweep_names_a_sweep_that_measures_it():
+    root = Path(claims.__file__).parent.parent
+    swept = CLAIMS[CLAIMS["sweep"].notna()]
+    assert list(swept.index) == ["ttt_lr", "ttt_vs_bon_s2", "density"]
+    for claim in swept.itertuples():
+        plan = Sweep.load(root / f"notebooks/sweeps/{claim.sweep}.yaml", root / "notebooks")
+        assert plan.name == claim.sweep and plan.findings
+        assert claim.command == f"ttkit sweep notebooks/sweeps/{claim.sweep}.yaml"
 
 
 def test_levels_aim_at_the_published_number_where_they_measure_the_same():
@@ -209,6 +228,49 @@ def test_the_stage_that_owns_a_claim_counts(run):
     assert row["stage"] == "04_selection" and row["value"] == 0.2
     (run / "04_selection" / "DONE").unlink()
     assert claims.ledger(run).set_index("claim").loc["sel_gap", "stage"] == "06_transfer"
+
+
+def policy(folder, adapter):
+    stage = folder / claims.BASE_POLICY
+    stage.mkdir(parents=True)
+    manifest = {"outputs": {"adapter": {"sha256": adapter, "rows": None}}}
+    (stage / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def swept(run):
+    """A sweep beside the run, of the run's policy; its old point is none of its points now."""
+    folder = run.parent / "learning_rates"
+    policy(run, "a")
+    for point, adapter in (("ttt_lr=1", "a"), ("ttt_lr=2", "a"), ("old", "b")):
+        policy(folder / point, adapter)
+    (folder / "sweep.json").write_text(json.dumps({"points": {"ttt_lr=1": {}, "ttt_lr=2": {}}}))
+    found = [Finding("ttt_lr", 3.0, n=3, unit="learning rate")]
+    claims.findings(found).to_parquet(folder / "findings.parquet")
+    return folder
+
+
+def test_a_sweep_of_the_same_policy_beside_the_run_is_taken_up(run, swept):
+    row = claims.ledger(run).set_index("claim").loc["ttt_lr"]
+    assert row[["verdict", "stage"]].tolist() == [HOLDS, "sweep learning_rates"]
+    row = claims.ledger(run).set_index("claim").loc["density"]
+    assert row["verdict"] == NOT_RUN
+    assert row["reason"] == "the sweep reward_density has not been run beside this run"
+    assert row["command"] == "ttkit sweep notebooks/sweeps/reward_density.yaml"
+
+
+def test_a_sweep_of_another_policy_is_not(run, swept):
+    manifest = swept / "ttt_lr=2" / claims.BASE_POLICY / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"a"', '"b"'))
+    row = claims.ledger(run).set_index("claim").loc["ttt_lr"]
+    assert row["verdict"] == NOT_RUN
+    assert row["reason"] == "the sweep learning_rates beside this run started from another policy"
+
+
+def test_the_run_itself_counts_before_a_sweep(run, swept):
+    write(run, "03_test_time_training", [Finding("ttt_lr", 1.0, n=3, unit="learning rate")])
+    row = claims.ledger(run).set_index("claim").loc["ttt_lr"]
+    assert row[["verdict", "stage"]].tolist() == [DIFFERS, "03_test_time_training"]
 
 
 def test_a_malformed_table_and_a_folder_that_is_no_run_are_refused(run, tmp_path):

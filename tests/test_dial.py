@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from test_select import table
 
-from ttkit import dial, evaluators, select
+from ttkit import dial, evaluators, select, stats
 
 HAND = {"a": [(1, 0.5), (2, 2.0)], "b": [(1, 1.5), (2, 2.0)], "c": [(1, 0.5), (2, 0.6)]}
 
@@ -57,9 +57,15 @@ def test_another_evaluators_verdicts_take_the_place_of_the_first():
     assert both.loc[("oracle", "speedup_gmean"), "moved"] == pytest.approx(1.3 / mean)
     assert ("surprisal, top 3", "fast_1") in both.index
     assert ("random, top 3", "speedup_mean") in both.index
+    # the six by surprisal, in quarters: 2.0 | 2.0, 0.6 | 0.5 | 1.5, 0.5
+    quarters = [both.loc[(f"quartile Q{q}", "fast_1"), "rigorous"] for q in (1, 2, 3, 4)]
+    assert quarters == pytest.approx([1.0, 0.5, 0.0, 0.5])
+    rho = stats.spearman(-samples["nll_sum"], samples["speedup"])["rho"]
+    assert both.loc[("Spearman(log-prob, speedup)", "rho"), "rigorous"] == pytest.approx(rho)
 
 
 def test_no_correct_sample_leaves_the_best_of_n_rows():
     found = evaluators.numbers(table({"a": [(1, 0), (2, 0)], "b": [(1, 0), (2, 0)]}))
-    assert found["number"].tolist() == ["sample fast_1", "task success at K = 2"]
+    names = ["sample fast_1", "task success at K = 1", "task success at K = 2"]
+    assert found["number"].tolist() == names
     assert (found["value"] == 0).all()

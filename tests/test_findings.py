@@ -54,6 +54,8 @@ def test_selection_measures_every_claim_of_its_notebook():
     assert found["sel_gap"].value == pytest.approx(gap["difference"])
     three = select.compare(picks, "surprisal", "oracle", k=3)
     assert found["sel_surprisal_top3"].value == pytest.approx(three["difference"])
+    random = select.compare(picks, "random", "oracle", k=3)["fast_1_first"]
+    assert f"random top 3 {random:.0%}" in found["sel_surprisal_top3"].note
     right = samples[samples["correct"]]
     rho = stats.partial_spearman(-right["nll_sum"], right["speedup"], right["n_tokens"])["rho"]
     assert found["len_partial"].value == pytest.approx(rho)

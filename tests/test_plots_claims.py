@@ -1,24 +1,13 @@
-"""Figures of the dial, the evaluators and the ledger: what they show, and what they refuse."""
+"""Figures of the evaluators and the ledger: what they show, and what they refuse."""
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
-from test_dial import two_temperatures
 from test_select import random_table
 
-from ttkit import claims, dial, evaluators, plots_claims
+from ttkit import claims, evaluators, plots_claims
 from ttkit.errors import UsageError
-
-
-def turned():
-    """Three settings of the dial, two temperatures."""
-    tables = []
-    for seed, share in enumerate((0.02, 0.1, 0.6)):
-        hot = random_table(seed, 6, 8, ties=False)
-        both = pd.concat([hot, hot.assign(temperature=0.25)], ignore_index=True)
-        tables.append(dial.effects(both, seed=seed).assign(expert_share=share))
-    return pd.concat(tables, ignore_index=True)
 
 
 def judged():
@@ -33,26 +22,6 @@ def book(**values):
     rows = [claims.Finding(name, *row) for name, row in values.items()]
     found = claims.findings(rows).assign(stage="04_selection")
     return claims.ledger("runs/none", found)
-
-
-def test_the_dial_draws_a_line_for_each_temperature_in_each_panel():
-    table = turned()
-    figure = plots_claims.dial(table)
-    assert len(figure.axes) == 4
-    part = table.query("`first` == 'surprisal' and second == 'confidence' and k == 1")
-    for ax in figure.axes:
-        lines = [line for line in ax.get_lines() if len(line.get_xdata()) == 3]
-        assert [line.get_label() for line in lines] == ["0.25", "1.0"]
-    drawn = [line for line in figure.axes[0].get_lines() if line.get_label() == "1.0"][0]
-    truth = part[part["temperature"] == 1.0].sort_values("expert_share")["difference"]
-    np.testing.assert_allclose(drawn.get_ydata(), truth)
-
-
-def test_a_point_without_a_correct_sample_is_left_out_of_the_lines():
-    cold = dial.effects(two_temperatures({n: [(2, 0), (2, 0)] for n in "abc"}))
-    figure = plots_claims.dial(cold.assign(expert_share=0.1))
-    labels = [line.get_label() for line in figure.axes[0].get_lines()]
-    assert "1.0" in labels and "0.25" not in labels
 
 
 def test_the_evaluators_stand_side_by_side_with_the_unchanged_programs_first():
@@ -96,7 +65,7 @@ def test_a_ledger_of_which_nothing_was_run_is_still_a_figure():
     assert figure.axes
 
 
-@pytest.mark.parametrize("name", ["dial", "evaluators", "ledger"])
+@pytest.mark.parametrize("name", ["evaluators", "ledger"])
 def test_an_empty_table_or_one_without_its_columns_is_refused(name):
     more = (judged()[1],) if name == "evaluators" else ()
     with pytest.raises(UsageError, match=f"the figure {name} needs"):

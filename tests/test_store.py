@@ -256,6 +256,25 @@ def test_an_input_needs_its_stage_to_be_done_and_is_watched(project):
     assert reason(project, "02_b") == "its input 01_a/table.parquet changed"
 
 
+def test_an_optional_file_is_watched_before_it_is_there(project):
+    def look():
+        stage = Stage.open("runs/x", "01_a", {"k": 1})
+        stage.external("runs/other/table.csv", optional=True)
+        stage.done()
+
+    look()
+    assert reason(project) is None
+    (project / "runs/other").mkdir()
+    (project / "runs/other/table.csv").write_text("x")
+    assert reason(project) == "its input runs/other/table.csv changed"
+    look()
+    assert reason(project) is None
+    (project / "runs/other/table.csv").unlink()
+    assert reason(project) == "its input runs/other/table.csv changed"
+    with pytest.raises(UsageError, match="there is no such file"):
+        Stage.open("runs/x", "01_a", {"k": 1}).external("runs/other/table.csv")
+
+
 def test_an_input_made_with_another_value_of_a_shared_parameter_is_told(project):
     finish(project, params={"seed": 42})
     stage = Stage.open("runs/x", "02_b", {"seed": 43})

@@ -1,5 +1,7 @@
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,10 +14,13 @@ import pandas as pd
 import psutil
 import pytest
 import yaml
+from matplotlib.figure import Figure
 from toy import DRAW, SUM, make_project, write_notebook
 
-from ttkit import cli, pipeline, sweep
+from ttkit import claims, cli, pipeline, sweep
 from ttkit.errors import UsageError
+from ttkit.journal import sha256_of
+from ttkit.publish import publish
 
 REPOSITORY = Path(__file__).parent.parent
 COLLECT = [{"stage": "02", "table": "total"}]
@@ -130,6 +135,10 @@ def test_points_that_fail_are_named_and_the_others_kept(project, monkeypatch, ca
             {"grid": {"rows": [1]}, "figure": "historys"},
             "no figure 'historys'; did you mean histories?",
         ),
+        (
+            {"grid": {"rows": [1]}, "findings": "rates"},
+            "ttkit.findings_sweep has no findings 'rates'; did you mean learning_rates?",
+        ),
         ({"grid": {"rows": [1]}, "name": "../x"}, "has to serve as a folder's name"),
     ],
 )
@@ -161,6 +170,77 @@ def test_a_table_that_is_not_there_and_a_figure_that_cannot_be_drawn(project):
     result = sweep.sweep(write(project, grid={"rows": [3]}, figure="histories"))
     assert result.tables == ["02_sum.total.parquet"] and result.figure is None
     assert "the figure histories needs the columns" in result.failures["figure"]
+
+
+def spread(monkeypatch):
+    """A figure and findings of sweeps, for the table that the toy notebooks leave."""
+    from ttkit import findings_sweep, plots_sweep
+    from ttkit.claims import Finding
+
+    def total(table):
+        figure = Figure()
+        figure.subplots().plot(table["power"], table["value"], "o")
+        return figure
+
+    def found(table):
+        return [Finding("ttt_lr", float(table["power"].nunique()), n=3, note="toy")]
+
+    for module, name, function in ((plots_sweep, "t", total), (findings_sweep, "f", found)):
+        function.__module__ = module.__name__
+        monkeypatch.setattr(module, name, function, raising=False)
+
+
+def test_a_sweep_draws_its_figure_and_says_what_it_found(project, monkeypatch):
+    spread(monkeypatch)
+    result = sweep.sweep(write(project, grid={"power": [1, 2]}, figure="t", findings="f"))
+    assert (result.figure, result.findings) == ("t.png", "findings.parquet")
+    assert (result.out / "t.png").read_bytes().startswith(b"\x89PNG")
+    found = pd.read_parquet(result.out / "findings.parquet")
+    assert tuple(found) == claims.FINDING_COLUMNS and found["value"].tolist() == [2.0]
+    # what cannot be found of these tables is named, and nothing old is left in its place
+    path = write(project, grid={"power": [1, 2]}, findings="learning_rates")
+    result = sweep.sweep(path)
+    assert result.findings is None and not (result.out / "findings.parquet").exists()
+    assert "need the columns ttt_lr" in result.failures["findings"]
+
+
+def test_a_complete_sweep_is_published_beside_the_figures_of_the_run(project, monkeypatch):
+    spread(monkeypatch)
+    (project / "notebooks/sweeps").mkdir()
+    keys = {"grid": {"power": [1, 2]}, "collect": COLLECT, "figure": "t"}
+    path = project / "notebooks/sweeps/toy.yaml"
+    path.write_text(yaml.safe_dump(keys))
+    sweep.sweep(path)
+    figures = project / "figures"
+    figures.mkdir()
+    row = {"run": "demo", "command": "ttkit run --only 01"}
+    (figures / "manifest.json").write_text(json.dumps({"01_a.png": row}))
+
+    written = publish("runs/toy")
+    assert [p.name for p in written] == ["toy.png", "toy.csv", "manifest.json"]
+    table = pd.read_csv(figures / "toy.csv")
+    assert list(table) == ["point", "power", "index", "value"]
+    manifest = json.loads((figures / "manifest.json").read_text())
+    assert manifest["01_a.png"] == row and set(manifest) == {"01_a.png", "toy.png", "toy.csv"}
+    assert manifest["toy.csv"]["command"] == "ttkit sweep notebooks/sweeps/toy.yaml"
+    assert manifest["toy.csv"]["sha256"] == sha256_of(figures / "toy.csv")
+
+    (project / "runs/toy/power=2/02_sum/DONE").unlink()
+    with pytest.raises(UsageError, match="02_sum of toy/power=2 cannot be published: not finished"):
+        publish("runs/toy")
+
+
+def test_publishing_a_run_keeps_the_rows_of_sweeps(project):
+    pipeline.run(profile="demo", stream=io.StringIO())
+    (project / "figures").mkdir()
+    rows = {
+        "toy.png": {"run": "toy", "command": "ttkit sweep notebooks/sweeps/toy.yaml"},
+        "01_old.png": {"run": "demo", "command": "ttkit run --only 01"},
+    }
+    (project / "figures/manifest.json").write_text(json.dumps(rows))
+    publish("runs/demo")
+    manifest = json.loads((project / "figures/manifest.json").read_text())
+    assert manifest == {"toy.png": rows["toy.png"]}
 
 
 def test_grid_values_reach_the_notebook_in_their_types(project):
@@ -230,26 +310,9 @@ def test_ray_runs_the_same_worker_or_is_asked_for_in_one_sentence(project, monke
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "notebooks/sweeps").glob("*.yaml")))
 def test_the_sweeps_of_the_project_are_sound(path):
+    assert re.search(r"^# Takes .+ on 2 cores", path.read_text(), flags=re.MULTILINE)
     plan = sweep.Sweep.load(path, REPOSITORY / "notebooks")
-    assert plan.name == path.stem and len(plan.points()) > 1 and plan.collect
+    assert plan.name == path.stem and len(plan.points()) > 1 and plan.collect and plan.figure
     written = "\n".join(cell for notebook in plan.notebooks for cell in notebook.cells)
     for _, table in plan.collect:
         assert f'"{table}"' in written
-
-
-def test_the_figures_of_sweeps(project):
-    from ttkit import plots_sweep
-
-    rows = [(f"lr={r}", s, 0.1 * s, 0.5, 0.3) for r in range(9) for s in range(3)]
-    columns = ["point", "step", "sample_fast_1", "correct_rate", "entropy"]
-    figure = plots_sweep.histories(pd.DataFrame(rows, columns=columns))
-    assert len(figure.legends[0].get_texts()) == 9
-    found = pd.DataFrame(
-        [(f"seed={s}", c, 0.1 * s, 0.0, 0.5) for s in range(2) for c in ("a", "b", "c", "d")],
-        columns=["point", "claim", "value", "lo", "hi"],
-    )
-    other = pd.DataFrame({"point": ["seed=0"], "k": [1]})  # of no claim, and left out
-    figure = plots_sweep.claims(found, other)
-    assert [ax.get_title("left") for ax in figure.axes if ax.axison] == ["a", "b", "c", "d"]
-    with pytest.raises(UsageError, match="the figure claims needs the columns claim"):
-        plots_sweep.claims(other)

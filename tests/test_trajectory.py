@@ -61,16 +61,47 @@ def test_steps_keep_the_two_rates_apart():
     assert ((steps.lo < steps.sample_fast_1) & (steps.sample_fast_1 < steps.hi)).all()
 
 
-def test_the_peak_has_an_interval_that_shrinks_with_evidence():
-    def two(n):
-        return pd.concat([samples({"a": 0.4}, n, 0), samples({"a": 0.6}, n, 1)])
+def stepped(rates, n=80):
+    return pd.DataFrame({"step": range(len(rates)), "sample_fast_1": rates, "n": n})
 
-    few, many = trajectory.peak_step(two(10)), trajectory.peak_step(two(1000))
-    assert few == {"value": 1.0, "lo": 0.0, "hi": 1.0} and many == {
-        "value": 1.0,
-        "lo": 1.0,
-        "hi": 1.0,
-    }
+
+def test_the_peak_has_an_interval_that_shrinks_with_evidence():
+    few, many = (trajectory.peak_step(stepped([0.4, 0.6], n)) for n in (10, 1000))
+    assert few == {"value": 1.0, "lo": 0.0, "hi": 1.0}
+    assert many == {"value": 1.0, "lo": 1.0, "hi": 1.0}
+    shuffled = stepped([0.1, 0.5, 0.2], 1000).iloc[[2, 0, 1]]
+    assert trajectory.peak_step(shuffled)["value"] == 1.0
+
+
+def test_a_peak_of_nothing_or_of_one_lucky_rollout_could_be_anywhere():
+    assert trajectory.peak_step(stepped([0.0] * 4)) == {"value": 0.0, "lo": 0.0, "hi": 3.0}
+    lucky = trajectory.peak_step(stepped([1 / 80, 0, 0, 0]))
+    assert lucky["value"] == 0.0 and lucky["hi"] == 3.0
+    draws = trajectory.peak_draws(stepped([0.0] * 4), 8000)
+    assert np.bincount(draws.astype(int)) / 8000 == pytest.approx([0.25] * 4, abs=0.02)
+
+
+def test_a_fall_after_the_peak_is_set_against_what_chance_gives():
+    fell = trajectory.after_peak(stepped([0.1, 0.5, 0.1]))
+    assert fell["change"] == pytest.approx(-0.4) and fell["p_fall"] < 0.001 < fell["p_rise"]
+    rose = trajectory.after_peak(stepped([0.1, 0.1, 0.5]))
+    assert rose["change"] == pytest.approx(0.4) and rose["p_rise"] < 0.001 < rose["p_fall"]
+    # the last of six equal steps is below the best of the others nearly always, so it says nothing
+    flat = trajectory.after_peak(stepped([0.30, 0.34, 0.28, 0.31, 0.33, 0.29]))
+    assert flat["change"] < 0 and flat["p_fall"] > 0.2
+    none = trajectory.after_peak(stepped([0.0, 0.0]))
+    assert none == {"change": 0.0, "p_fall": 1.0, "p_rise": 1.0}
+    with pytest.raises(UsageError, match="at least two steps"):
+        trajectory.after_peak(stepped([0.3]))
+
+
+def test_without_learning_a_fall_is_found_as_rarely_as_it_says():
+    rng = np.random.default_rng(3)
+    found = [
+        trajectory.after_peak(stepped(rng.binomial(80, 0.3, 5) / 80), 500, seed)["p_fall"]
+        for seed in range(400)
+    ]
+    assert np.mean(np.array(found) <= 0.025) < 0.05
 
 
 def test_equivalent_k_on_a_curve():
@@ -80,7 +111,19 @@ def test_equivalent_k_on_a_curve():
     assert trajectory.equivalent_k(0.51, curve) == math.inf
 
 
-def test_the_budget_counts_every_kind_of_token():
+def test_other_methods_have_a_place_on_the_curve_of_the_same_metric():
+    curve = pd.DataFrame({"k": [1, 2, 4], "value": [0.2, 0.4, 0.6]})
+    points = [("TTT", 4, 0.4, 5), ("one", 1, 0.1, 80), ("best", 2, 1.0, 5)]
+    table = trajectory.placement(points, curve).set_index("name")
+    assert table.equivalent_k.to_dict() == {"TTT": 2.0, "one": 0.5, "best": math.inf}
+    assert table.rollouts.tolist() == [4, 1, 2]
+    # Wilson by hand: 2 of 5 is 0.118 to 0.769, and the curve ends at 0.6
+    assert table.lo["TTT"] == pytest.approx(0.1176, abs=1e-4)
+    assert table.equivalent_lo["TTT"] == pytest.approx(0.1176 / 0.2, abs=1e-3)
+    assert table.equivalent_hi["TTT"] == math.inf
+
+
+def test_the_budget_counts_every_kind_of_token_and_what_search_would_cost():
     table = pd.DataFrame(
         {
             "step": [0, 1],
@@ -92,8 +135,10 @@ def test_the_budget_counts_every_kind_of_token():
             "seconds_update": [0.5, np.nan],
         }
     )
-    row = trajectory.budget({"sdpo": table}).iloc[0]
+    base = pd.DataFrame({"n_tokens": [2, 4]})
+    row = trajectory.budget({"sdpo": table}, {"sdpo": 8}, base).iloc[0]
     assert (row.prompt, row.completion, row.teacher, row.total) == (20, 12, 20, 52)
+    assert (row.rollouts, row.best_of_n) == (8, 20 + 8 * 3)
     assert (row.seconds_verification, row.seconds_update, row.steps) == (4.0, 0.5, 1)
 
 
@@ -148,6 +193,16 @@ def test_the_figures_say_what_is_missing_and_draw():
     band = trajectory.no_learning_band(start, 2)
     fig = plots_ttt.trajectory(steps, band, 0, steps.head(1), curve)
     assert "n = 32 rollouts a step" in fig.get_supxlabel() and len(fig.axes) == 2
+    places = trajectory.placement([("TTT", 4, 0.45, 20), ("one", 1, 0.0, 20)], curve)
+    fig = plots_ttt.placement(places, curve)
+    (ax,) = fig.axes
+    spots = {(line.get_xdata()[0], line.get_ydata()[0]) for line in ax.get_lines()}
+    assert (3.0, 0.45) in spots  # on the curve, where Best-of-N has TTT's value
+    said = [text.get_text() for text in ax.texts]
+    assert any(text.startswith("TTT\nworth K = 3 [") for text in said)
+    assert any(text.startswith("one\nworth K = 0 [0, ") for text in said)
+    with pytest.raises(UsageError, match="needs the columns equivalent_k"):
+        plots_ttt.placement(places.drop(columns="equivalent_k"), curve)
     gains = trajectory.regime(start, start, start)
     fig = plots_ttt.regime(gains)
     assert "n = 2 tasks" in fig.get_supxlabel()

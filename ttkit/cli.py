@@ -110,7 +110,10 @@ def sweep(
     out: Annotated[str | None, typer.Option(help="Folder; default runs/NAME.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Run the notebooks at every point of a grid; gather the results in one table."""
+    """Run the notebooks at every point of a grid; gather the results in one table.
+
+    What runs/PROFILE (runs/demo) or another point has done already, equally, is copied.
+    """
     from ttkit.sweep import sweep as start
 
     result = start(file, out, jobs, executor, stream=sys.stderr if as_json else sys.stdout)
@@ -119,7 +122,7 @@ def sweep(
     else:
         ok = len(result.points) - len(set(result.failures) & set(result.points))
         print(f"{ok} of {len(result.points)} points complete in {result.seconds:.0f} s")
-        for name in [*result.tables, *filter(None, [result.figure])]:
+        for name in [*result.tables, *filter(None, [result.figure, result.findings])]:
             print(result.out / name)
         for point, why in result.failures.items():
             print(f"FAILED {point}: {why}")
@@ -128,10 +131,12 @@ def sweep(
 
 @app.command()
 def publish(
-    run: Annotated[str, typer.Argument(help="A complete run of the default.")] = "runs/demo",
+    run: Annotated[
+        str, typer.Argument(help="A complete run of the default, or a complete sweep.")
+    ] = "runs/demo",
     as_json: Json = False,
 ) -> None:
-    """Copy a run's executed notebooks and figures to where readers find them."""
+    """Copy a run's notebooks and figures, or a sweep's figure, to where readers find them."""
     from ttkit.publish import publish as copy
 
     written = [str(path) for path in copy(run)]
@@ -318,13 +323,16 @@ def claims(
     table = book.ledger(run)
     if as_json:
         missing = book.not_reproduced().to_dict("records")
-        rules = {"rules": book.RULES, "claims": table.to_dict("records")}
+        rules = {"rules": book.RULES, "margins": book.MARGINS, "claims": table.to_dict("records")}
         print_json({**rules, "not_reproduced": missing})
         return
     shown = book.display(table)
     print_table(list(shown), shown.itertuples(index=False))
     counts = table["verdict"].value_counts()
     print(", ".join(f"{counts.get(name, 0)} {name}" for name in book.VERDICTS))
+    print("margins are a choice of ttkit, not of the paper, fixed in its code before the run:")
+    for margin, why in book.MARGINS.items():
+        print(f"  ± {margin:g}: {why}")
     for command in sorted(set(table["command"][table["verdict"] == book.NOT_RUN])):
         print(f"not run yet: {command}")
 

@@ -6,6 +6,7 @@ What each protocol says of programs that did not change (A/A) stands beside it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import pandas as pd
@@ -31,13 +32,16 @@ def judged_by(samples: pd.DataFrame, verdicts: pd.DataFrame, paired: bool) -> pd
 
 
 def numbers(samples: pd.DataFrame, key: str = "nll_sum", seed: int = 0) -> pd.DataFrame:
-    """The numbers of the selection and Best-of-N tables: columns number, metric, value, lo, hi, n.
+    """The numbers of the paper's tables that these samples reach: Best-of-N at K = 1, 2, 4, ...,
+    the picks of each strategy, the quartiles by `key` and the Spearman correlations.
 
-    n counts tasks: all of them for the Best-of-N rows, those with a correct sample for the picks.
+    Columns number, metric ("fast_1", "speedup_gmean", "speedup_mean" or "rho"), value, lo, hi and
+    n, which counts tasks: all of them for the Best-of-N rows, those with a correct sample for the
+    picks, those of the quarter for the quartiles. Quartiles and correlations need four correct
+    samples and, these, speedups that vary: they are left out otherwise.
     """
-    k = int(samples.groupby("task").size().min())
     rates = stats.sample_rates(samples.assign(arm=""), ["arm"], seed=seed).iloc[0]
-    end = stats.scaling_curve(samples, "task_success", seed=seed).table.iloc[-1]
+    curve = stats.scaling_curve(samples, "task_success", seed=seed).table
     rows = [
         {
             "number": "sample fast_1",
@@ -46,21 +50,59 @@ def numbers(samples: pd.DataFrame, key: str = "nll_sum", seed: int = 0) -> pd.Da
             "lo": rates["sample_fast_1_lo"],
             "hi": rates["sample_fast_1_hi"],
             "n": rates["tasks"],
-        },
-        {"number": f"task success at K = {k}", "metric": "fast_1", "n": rates["tasks"]}
-        | end[["value", "lo", "hi"]].to_dict(),
+        }
     ]
+    largest = int(curve["k"].max())
+    for k in sorted({2**i for i in range(largest.bit_length())} | {largest}):
+        row = {"number": f"task success at K = {k}", "metric": "fast_1", "n": rates["tasks"]}
+        rows.append(row | curve[curve["k"] == k].iloc[0][["value", "lo", "hi"]].to_dict())
     if samples["correct"].any():
         summary = select.summarise(select.select(samples, [1, 3], [key]), seed=seed)
         for strategy, ks in STRATEGIES.items():
             for top in ks:
                 part = summary[(summary["strategy"] == strategy) & (summary["k"] == top)].iloc[0]
                 name = f"{strategy}, top {top}" if top > 1 else strategy
-                for metric in ("fast_1", "speedup_gmean", "speedup_mean"):
-                    ends = {"value": part[metric], "lo": part[f"{metric}_lo"]}
-                    ends |= {"hi": part[f"{metric}_hi"], "n": part["tasks"]}
-                    rows.append({"number": name, "metric": metric, **ends})
+                rows += _ends(part, name)
+    if samples["correct"].sum() >= 4:
+        for _, part in select.quartiles(samples, key, seed=seed).iterrows():
+            rows += _ends(part, f"quartile {part['quartile']}")
+        rows += _correlations(samples[samples["correct"].astype(bool)], key, seed)
     return pd.DataFrame(rows)
+
+
+def _ends(part: pd.Series, name: str) -> list[dict[str, object]]:
+    """A row for each metric of a row of a summary; nan ends where it has no interval."""
+    return [
+        {
+            "number": name,
+            "metric": metric,
+            "value": part[metric],
+            "lo": part.get(f"{metric}_lo", math.nan),
+            "hi": part.get(f"{metric}_hi", math.nan),
+            "n": part["tasks"],
+        }
+        for metric in ("fast_1", "speedup_gmean", "speedup_mean")
+    ]
+
+
+def _correlations(right: pd.DataFrame, key: str, seed: int) -> list[dict[str, object]]:
+    """Spearman of log-probability and speedup over the correct samples, and with length fixed."""
+    measures = {
+        "Spearman(log-prob, speedup)": lambda t: stats.spearman(-t[key], t["speedup"])["rho"],
+        "the same, length held fixed": lambda t: stats.partial_spearman(
+            -t[key], t["speedup"], t["n_tokens"]
+        )["rho"],
+    }
+    found = {
+        name: stats.clustered_bootstrap(right, measure, 200, seed)
+        for name, measure in measures.items()
+    }
+    return [
+        {"number": name, "metric": "rho", "n": rho["tasks"]}
+        | {end: rho[end] for end in ("value", "lo", "hi")}
+        for name, rho in found.items()
+        if not math.isnan(rho["value"])
+    ]
 
 
 def compare(judged: Mapping[str, pd.DataFrame], seed: int = 0) -> pd.DataFrame:

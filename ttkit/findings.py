@@ -100,7 +100,13 @@ def selection(
         "sel_confidence": fast("confidence"),
         "sel_gap": fast("surprisal") - fast("confidence"),
     }
-    found = [_mean(name, value, note, bootstrap, seed) for name, value in values.items()]
+    # What as many correct samples at random reach: the part that is not due to surprisal.
+    top = {name: f"{fast(name, 3).mean():.0%}" for name in ("surprisal", "random")}
+    said = f"surprisal top 3 {top['surprisal']}, random top 3 {top['random']}"
+    notes = {"sel_surprisal_top3": f"{note}; {said}"}
+    found = [
+        _mean(name, value, notes.get(name, note), bootstrap, seed) for name, value in values.items()
+    ]
     rho = stats.clustered_bootstrap(right, partial, min(bootstrap, 200), seed)
     tasks = right["task"].nunique()
     if math.isnan(rho["value"]):

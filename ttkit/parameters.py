@@ -31,7 +31,7 @@ MACHINERY = {"cli", "__main__", "pipeline", "parameters", "store", "journal", "p
 # Functions of finished tables: the rows in a journal do not depend on them.
 PURE = {"claims", "clusters", "dial", "findings", "hypothesis", "prefilter", "probe", "published"}
 PURE |= {"plots", "plots_claims", "plots_probe", "plots_ttt", "resample", "select", "stats"}
-PURE |= {"transfer"}
+PURE |= {"strategies", "transfer"}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Figures of the dial, of two evaluators side by side, and of the ledger (see `ttkit.plots`)."""
+"""Figures that compare: uses of compute, two evaluators, the claims (see `ttkit.plots`)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 
 from ttkit.claims import DIFFERS, HOLDS, NOT_RUN, SHARES, UNDERPOWERED
 from ttkit.plots import (
+    BLACK,
     BLUE,
     DARK,
     GREEN,
     GREY,
-    LINES,
     RESAMPLED,
     STYLE,
     VERMILION,
@@ -26,49 +26,23 @@ from ttkit.plots import (
 VERDICT_LOOKS = {HOLDS: (GREEN, "o"), DIFFERS: (VERMILION, "s"), UNDERPOWERED: (GREY, "^")}
 ON_ONE_AXIS = (*SHARES, "difference", "threshold", "rho", "count")
 EVALUATOR_LOOKS = ((BLUE, "o"), (GREEN, "^"), (VERMILION, "s"))
+FAMILY_LOOKS = ((BLACK, "o"), (BLUE, "s"), (VERMILION, "D"))
 
 
 @mpl.rc_context(STYLE)
-def dial(table: pd.DataFrame, by: str = "expert_share") -> Figure:
-    """What surprisal gains against the dial: rows by k, columns fast_1 and speedup.
-
-    From `dial.effects` of every point, with the column `by`. Each line is a temperature; in the
-    first row one pick is set against confidence, in the second three picks against three at random.
-    """
-    ends = ["difference", "difference_lo", "difference_hi"]
-    speeds = ["speedup_ratio", "speedup_lo", "speedup_hi"]
-    _check("dial", table, by, "temperature", "first", "second", "k", "n", *ends, *speeds)
-    known = table[(table["first"] == "surprisal") & (table["n"] > 0)]
-    _check("dial", known)
-    tasks = f"{known['n'].min():.0f} to {known['n'].max():.0f}"
-    caption = f"""n = {tasks} tasks with a correct sample at each point. {RESAMPLED} Above 0, or
-        above 1×: surprisal is ahead. Settings: experts rare (left) to common; points of one setting
-        are drawn side by side."""
-    fig, axes = _start("What surprisal gains, against the dial", caption, 6.4, 2, 2, sharex=True)
-    rows = [(1, "confidence", "1 pick against confidence")]
-    rows += [(3, "random", "best of 3 picks against 3 at random")]
-    levels = sorted(known["temperature"].unique())
-    for (k, second, title), pair in zip(rows, (axes[:2], axes[2:]), strict=True):
-        part = known[(known["second"] == second) & (known["k"] == k)]
-        for ax, columns in zip(pair, (ends, speeds), strict=True):
-            for i, (level, colour) in enumerate(zip(levels, LINES, strict=False)):
-                line = part[part["temperature"] == level].sort_values(by)
-                value, lo, hi = line[columns].to_numpy(dtype=float).T
-                x = line[by].to_numpy(dtype=float) * 1.06 ** (i - (len(levels) - 1) / 2)
-                ax.vlines(x, lo, hi, color=colour, lw=1.5, alpha=0.6)
-                ax.plot(x, value, "osD^v"[i % 5] + "-", color=colour, ms=5, lw=1.2, label=level)
-            ax.set_xscale("log")
-            ticks = sorted(known[by].unique())
-            ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-            ax.minorticks_off()
-            ax.set_title(title)
-        pair[0].axhline(0, color=DARK, lw=1, ls=":", zorder=1)
-        pair[0].set_ylabel("difference in fast_1")
-        pair[0].yaxis.set_major_formatter("{x:+.0%}")
-        _axis(pair[1], "y", "ratio of geometric-mean speedups", part[speeds])
-    for ax in axes[2:]:
-        ax.set_xlabel(f"{by} (log scale)")
-    axes[1].legend(title="temperature", loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+def strategies(table: pd.DataFrame) -> Figure:
+    """More samples, more training and smarter selection side by side, from `strategies.compare`."""
+    _check("strategies", table, "family", "strategy", "drawn", "timed", "value", "lo", "hi", "n")
+    caption = f"""n = {table["n"].min()} tasks, the same in every row. {RESAMPLED} At the right:
+        samples drawn and programs timed, a task. All programs that are drawn are checked."""
+    fig, (ax,) = _start("What each use of the compute keeps", caption, 2 + 0.3 * len(table))
+    for (family, part), (colour, marker) in zip(
+        table.reset_index(drop=True).groupby("family", sort=False), FAMILY_LOOKS, strict=False
+    ):
+        ax.hlines(part.index, part["lo"], part["hi"], color=colour, lw=2, alpha=0.7)
+        ax.plot(part["value"], part.index, marker, color=colour, ms=7, ls="", label=family)
+    _axis(ax, "x", "share of tasks whose kept program is fast (interval rule)")
+    _rows(ax, table["strategy"], [f"{r.drawn} drawn, {r.timed} timed" for r in table.itertuples()])
     return fig
 
 
@@ -81,6 +55,7 @@ def evaluators(table: pd.DataFrame, unchanged: pd.DataFrame) -> Figure:
     """
     _check("evaluators", table, "evaluator", "number", "metric", "value", "lo", "hi", "n")
     _check("evaluators", unchanged, "evaluator", "fast", "runs")
+    table = table[table["metric"] != "rho"]  # on another scale
     names = list(dict.fromkeys(table["evaluator"]))
     numbers = list(dict.fromkeys(table["number"]))
     top = "unchanged programs (A/A)"

@@ -12,17 +12,21 @@ from ttkit.plots import (
     BLUE,
     DARK,
     GREY,
+    LINES,
     RESAMPLED,
     STYLE,
     VERMILION,
     _axis,
     _check,
     _curves,
+    _label_ends,
     _start,
 )
 from ttkit.trajectory import NoLearning
 
 RATES = ("sample_fast_1", "lo", "hi")
+EQUIVALENT = ("equivalent_k", "equivalent_lo", "equivalent_hi")
+MARKS = "osD^vPX"
 
 
 @mpl.rc_context(STYLE)
@@ -87,6 +91,43 @@ def trajectory(
     tables = {"Best-of-N": best_of_n, "TTT": spent[["k", "value", "lo", "hi"]]}
     _curves(right, tables, ("k", "value", "lo", "hi"), {"Best-of-N": BLACK, "TTT": BLUE})
     return fig
+
+
+@mpl.rc_context(STYLE)
+def placement(table: pd.DataFrame, best_of_n: pd.DataFrame) -> Figure:
+    """The Best-of-N curve with other methods on it: each at the rollouts that it spent, and a line
+    to the place on the curve with its value, the equivalent K.
+
+    `table` is `ttkit.trajectory.placement`; `best_of_n` as in `trajectory`, of the same tasks.
+    """
+    _check("placement", table, "name", "rollouts", "value", "lo", "hi", "n", *EQUIVALENT)
+    _check("placement", best_of_n, "k", "value", "lo", "hi")
+    caption = f"""One metric for all: the share of tasks with a fast sample (interval rule), which
+        at one sample is sample fast_1. Band: 95 %, tasks resampled. Bars: 95 % Wilson intervals,
+        n = {table["n"].min()} to {table["n"].max()}; the interval of K follows from the bar, the
+        curve taken as it is. Dotted: to the budget of Best-of-N with the same value."""
+    fig, (ax,) = _start("Test-time training on the Best-of-N curve", caption, 4.6)
+    ax.set(xlabel="rollouts a task, K", ylabel="share of tasks with a fast sample")
+    _curves(ax, {"Best-of-N": best_of_n}, ("k", "value", "lo", "hi"), {"Best-of-N": BLACK})
+    for text in list(ax.texts):  # its name goes with those of the points
+        text.remove()
+    ends = [(best_of_n["value"].iloc[-1], best_of_n["k"].iloc[-1], "Best-of-N", BLACK)]
+    for i, row in enumerate(table.itertuples()):
+        colour, x = LINES[i % 7], row.rollouts * 1.05 ** (i - (len(table) - 1) / 2)
+        ax.vlines(x, row.lo, row.hi, color=colour, lw=1.4, alpha=0.8)
+        ax.plot(x, row.value, MARKS[i % 7], color=colour, ms=8, zorder=4)
+        if 1 <= row.equivalent_k <= best_of_n["k"].max():
+            ax.hlines(row.value, *sorted((row.equivalent_k, x)), color=colour, lw=1.2, ls=":")
+            ax.plot(row.equivalent_k, row.value, MARKS[i % 7], color=colour, mfc="white", zorder=4)
+        k, lo, hi = (_budget(getattr(row, name), best_of_n["k"].max()) for name in EQUIVALENT)
+        ends.append((row.value, x, f"{row.name}\nworth K = {k} [{lo}, {hi}]", colour))
+    ax.set_xlim(0.9, 1.1 * max(best_of_n["k"].max(), table["rollouts"].max()))
+    _label_ends(ax, ends, 0.13)
+    return fig
+
+
+def _budget(k: float, largest: int) -> str:
+    return f"> {largest}" if k > largest else f"{k:.2g}"
 
 
 @mpl.rc_context(STYLE)

@@ -154,16 +154,18 @@ class Stage:
         self._note_input("/".join((stage, *parts)), {"stage": stage, "sha256": sha256_of(path)})
         return path
 
-    def external(self, path: str | Path) -> Path:
+    def external(self, path: str | Path, optional: bool = False) -> Path:
         """A file or folder from outside the run (a split, a model), noted as an input.
 
-        Relative paths start at the project folder. Raises UsageError if there is none such.
+        Relative paths start at the project folder. Raises UsageError if there is none such, unless
+        it is `optional`: its absence is noted then, and the stage is out of date once it is there.
         """
         full = self.root / path
-        if not full.exists():
+        if not (full.exists() or optional):
             raise UsageError(f"{self.name} needs {path}, and there is no such file or folder")
         name = _shown(full, self.root)
-        self._note_input(name, {"stage": None, "sha256": sha256_of(full, whole=False)})
+        found = sha256_of(full, whole=False) if full.exists() else None
+        self._note_input(name, {"stage": None, "sha256": found})
         return full
 
     def _note_input(self, name: str, item: dict[str, Any]) -> None:
@@ -337,7 +339,8 @@ def why_not_done(
         return f"{names[0]} changed" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
     for item, record in manifest["inputs"].items():
         path = (run_dir if record["stage"] else root) / item
-        if not path.exists() or sha256_of(path, bool(record["stage"])) != record["sha256"]:
+        found = sha256_of(path, bool(record["stage"])) if path.exists() else None
+        if found != record["sha256"]:
             return f"its input {item} changed"
     for item, record in manifest["outputs"].items():
         path = folder / item

@@ -1,8 +1,8 @@
 """Sweeps: the notebooks run at every point of a grid of parameters, the results in one table.
 
 A point is a run folder like any other, `runs/<sweep>/<point>/`, so a killed sweep continues and
-`ttkit status` reads it. A stage that a finished run already holds, with the same parameters, code
-and inputs (its manifest says so), is copied instead of executed again.
+`ttkit status` reads it. A stage that another point or `runs/<profile>` (runs/demo) already holds,
+with the same parameters, code and inputs (its manifest says so), is copied instead of executed.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class SweepResult:
     points: dict[str, dict[str, Any]]
     tables: list[str]
     figure: str | None
+    findings: str | None
     failures: dict[str, str]
     seconds: float
 
@@ -76,9 +77,11 @@ def sweep(
     """Run every point of the sweep file `path`, at most `jobs` notebooks at a time.
 
     The folder `out` (default runs/<name>) gets one run folder a point and, for each entry of
-    `collect`, one table as parquet and CSV, the grid's columns first. A notebook that fails stops
-    its own point only; `failures` names it. Points side by side share the cores: the verifier's
-    lock makes their timings take turns, but they are noisier, so `jobs` is 1 unless asked for.
+    `collect`, one table as parquet and CSV, the grid's columns first; the figure; and what the
+    sweep found of published claims (`findings.parquet`), which `ttkit claims` takes up for a run
+    beside it. A notebook that fails stops its own point only; `failures` names it. Points side by
+    side share the cores: the verifier's lock makes their timings take turns, but they are noisier,
+    so `jobs` is 1 unless asked for.
 
     `executor` "ray" sends the same work to a Ray cluster whose nodes share this file system; on
     Ctrl-C a notebook that runs there is left to end by itself. Raises UsageError before anything
@@ -99,12 +102,14 @@ def sweep(
             tables = _gather(plan, points, target)
             failures = {point.label: point.error for point in points if point.error}
             figure = _draw(plan, tables, target, failures)
+            found = _find(plan, tables, target, failures)
             kept = ("values", "executed", "copied", "error")
             result = SweepResult(
                 target,
                 {point.label: {name: getattr(point, name) for name in kept} for point in points},
                 [f"{name}.parquet" for name in tables],
                 figure,
+                found,
                 failures,
                 round(time.monotonic() - began, 3),
             )
@@ -366,3 +371,24 @@ def _draw(
     figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight")
     write_atomic(target / f"{plan.figure}.png", buffer.getvalue())
     return f"{plan.figure}.png"
+
+
+def _find(
+    plan: Sweep, tables: Mapping[str, pd.DataFrame], target: Path, failures: dict[str, str]
+) -> str | None:
+    """Write the table `findings` of the sweep, from its tables in the order of `collect`."""
+    path = target / "findings.parquet"
+    path.unlink(missing_ok=True)
+    if plan.findings is None or len(tables) < len(plan.collect):
+        return None
+    from ttkit import claims, findings_sweep
+
+    buffer = io.BytesIO()
+    try:
+        found = claims.findings(getattr(findings_sweep, plan.findings)(*tables.values()))
+    except UsageError as error:
+        failures["findings"] = str(error)
+        return None
+    found.to_parquet(buffer, index=False)
+    write_atomic(path, buffer.getvalue())
+    return path.name

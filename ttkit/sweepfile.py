@@ -15,13 +15,14 @@ from ttkit.parameters import Notebook, Parameter, check_values, load_notebooks, 
 from ttkit.pipeline import choose
 
 KEYS = {"name": str, "profile": str, "set": dict, "only": list, "grid": dict, "collect": list}
-KEYS |= {"figure": str}
+KEYS |= {"figure": str, "findings": str}
 
 
 @dataclass(frozen=True)
 class Sweep:
     """A sweep file, checked. `values` are those of the profile and of `set`; `grid` maps a
-    parameter to the values it takes; `collect` are (stage, table) pairs."""
+    parameter to the values it takes; `collect` are (stage, table) pairs; `figure` and `findings`
+    are functions of `ttkit.plots_sweep` and `ttkit.findings_sweep` that take these tables."""
 
     name: str
     profile: str
@@ -30,6 +31,7 @@ class Sweep:
     notebooks: list[Notebook]
     collect: list[tuple[str, str]]
     figure: str | None
+    findings: str | None
 
     @classmethod
     def load(cls, path: str | Path, notebooks_dir: Path) -> Sweep:
@@ -54,15 +56,17 @@ class Sweep:
         only = [str(name).zfill(2) for name in data.get("only", [])]
         chosen = choose(books, only, None)
         collect = [_collected(item, chosen, where) for item in data.get("collect", [])]
-        figure = data.get("figure")
-        if figure is not None and figure not in (figures := _figures()):
-            raise UsageError(
-                f"{where}: ttkit.plots_sweep has no figure {figure!r}{near(figure, figures)}"
-            )
+        made = {}
+        for key, module in (("figure", "plots_sweep"), ("findings", "findings_sweep")):
+            name = made[key] = data.get(key)
+            if name is not None and name not in (names := _functions(module)):
+                raise UsageError(
+                    f"{where}: ttkit.{module} has no {key} {name!r}{near(name, names)}"
+                )
         name = data.get("name", path.stem)
         if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
             raise UsageError(f"{where}: the name {name!r} has to serve as a folder's name")
-        return cls(name, profile, values, grid, chosen, collect, figure)
+        return cls(name, profile, values, grid, chosen, collect, made["figure"], made["findings"])
 
     def points(self) -> dict[str, dict[str, Any]]:
         """The grid's cartesian product: the values of each point by its label, "seed=0,k=8"."""
@@ -109,13 +113,15 @@ def _collected(item: Any, notebooks: Sequence[Notebook], where: str) -> tuple[st
     return notebook.name, str(item["table"])
 
 
-def _figures() -> list[str]:
-    from ttkit import plots_sweep
+def _functions(module: str) -> list[str]:
+    """The public functions that are defined in ttkit.`module`."""
+    from ttkit import findings_sweep, plots_sweep
 
+    home = {"plots_sweep": plots_sweep, "findings_sweep": findings_sweep}[module]
     return [
         name
-        for name, value in inspect.getmembers(plots_sweep, inspect.isfunction)
-        if value.__module__ == plots_sweep.__name__
+        for name, value in inspect.getmembers(home, inspect.isfunction)
+        if value.__module__ == home.__name__ and not name.startswith("_")
     ]
 
 

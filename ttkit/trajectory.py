@@ -6,6 +6,7 @@ success (a share of tasks with at least one fast sample, which grows with the ro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from ttkit.errors import UsageError
-from ttkit.stats import fast
+from ttkit.stats import NOISE, fast
 
 
 def choose(history: pd.DataFrame, patience: int = 0, metric: str = "sample_fast_1") -> int:
@@ -114,22 +115,48 @@ def by_step(samples: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def peak_step(samples: pd.DataFrame, draws: int = 2000, seed: int = 0) -> dict[str, float]:
+def peak_step(steps: pd.DataFrame, draws: int = 2000, seed: int = 0) -> dict[str, float]:
     """The step of the best checkpoint by sample fast_1, with its 95 % interval; keys value, lo, hi.
 
-    The rollouts of every step are drawn again, task by task, from the shares that were seen; of
-    equal steps the earliest is the best.
+    From `by_step`, or a table with its columns step, sample_fast_1 and n (rollouts of a step); of
+    equal steps the earliest is the best. See `peak_draws` for the interval.
     """
-    quick = samples.assign(fast=fast(samples))
-    counts = quick.groupby(["step", "task"])["fast"].agg(["sum", "size"])
-    hits = counts["sum"].unstack().to_numpy(float)
-    sizes = counts["size"].unstack().to_numpy(int)
-    drawn = np.random.default_rng(seed).binomial(sizes, hits / sizes, (draws, *sizes.shape))
-    steps = counts.index.get_level_values("step").unique().to_numpy()
-    best = steps[(drawn.sum(axis=2) / sizes.sum(axis=1)).argmax(axis=1)]
-    lo, hi = np.quantile(best, [0.025, 0.975])
-    seen = steps[(hits.sum(axis=1) / sizes.sum(axis=1)).argmax()]
+    ordered = steps.sort_values("step")
+    seen = ordered["step"].to_numpy(float)[ordered["sample_fast_1"].to_numpy(float).argmax()]
+    lo, hi = np.quantile(peak_draws(steps, draws, seed), [0.025, 0.975])
     return {"value": float(seen), "lo": float(lo), "hi": float(hi)}
+
+
+def peak_draws(steps: pd.DataFrame, draws: int = 2000, seed: int = 0) -> np.ndarray:
+    """`draws` steps that the best checkpoint may have been at, from a table as in `peak_step`.
+
+    The rate of each step is drawn from what its rollouts leave possible (Jeffreys' Beta), the best
+    step is that of the highest. Where no rollout is fast, every step is as likely as any other.
+    """
+    ordered = steps.sort_values("step")
+    n = ordered["n"].to_numpy(float)
+    hits = np.round(ordered["sample_fast_1"].to_numpy(float) * n)
+    rng = np.random.default_rng(seed)
+    rates = rng.beta(hits + 0.5, n - hits + 0.5, (draws, len(n)))
+    return ordered["step"].to_numpy(float)[rates.argmax(axis=1)]
+
+
+def after_peak(steps: pd.DataFrame, draws: int = 4000, seed: int = 0) -> dict[str, float]:
+    """How far sample fast_1 at the last step lies from its best earlier step, and by what chance.
+
+    From a table as in `peak_step`. Keys change, and p_fall and p_rise: how likely a change as low,
+    or as high, is if nothing is learned, that is with one rate for all steps. The best of several
+    noisy steps lies above the last one even then. Raises UsageError for fewer than two steps.
+    """
+    if len(steps) < 2:
+        raise UsageError("a fall after the peak needs at least two steps")
+    ordered = steps.sort_values("step")
+    rates, n = (ordered[name].to_numpy(float) for name in ("sample_fast_1", "n"))
+    rng = np.random.default_rng(seed)
+    drawn = rng.binomial(n.astype(int), rates @ n / n.sum(), (draws, len(n))) / n
+    change, chance = (r[..., -1] - r[..., :-1].max(axis=-1) for r in (rates, drawn))
+    p_fall, p_rise = (chance <= change + NOISE).mean(), (chance >= change - NOISE).mean()
+    return {"change": float(change), "p_fall": float(p_fall), "p_rise": float(p_rise)}
 
 
 def equivalent_k(value: float, curve: pd.DataFrame) -> float:
@@ -147,9 +174,35 @@ def equivalent_k(value: float, curve: pd.DataFrame) -> float:
     return float(ks[at - 1] + min(share, 1.0) * (ks[at] - ks[at - 1]))
 
 
-def budget(histories: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Tokens and seconds that each arm has spent: columns arm, steps, prompt, completion, teacher,
-    total (tokens), and seconds of sampling, verification and update."""
+def placement(points: Sequence[tuple[str, float, float, int]], curve: pd.DataFrame) -> pd.DataFrame:
+    """Other methods on the Best-of-N `curve` of the same tasks and metric (columns k, value).
+
+    `points` are (name, rollouts a task, value, n units behind it), the value a share of the n.
+    Columns name, rollouts, value with lo and hi (Wilson, 95 %), n, and equivalent_k with
+    equivalent_lo and equivalent_hi, where the curve has these values (see `equivalent_k`).
+    """
+    rows = []
+    for name, rollouts, value, n in points:
+        ci = binomtest(round(value * n), n).proportion_ci(method="wilson")
+        ends = {"value": value, "lo": ci.low, "hi": ci.high}
+        ks = {
+            f"equivalent_{end}": equivalent_k(ends[source], curve)
+            for end, source in (("k", "value"), ("lo", "lo"), ("hi", "hi"))
+        }
+        rows.append({"name": name, "rollouts": rollouts, **ends, "n": n, **ks})
+    return pd.DataFrame(rows)
+
+
+def budget(
+    histories: dict[str, pd.DataFrame], rollouts: dict[str, int], base: pd.DataFrame
+) -> pd.DataFrame:
+    """Tokens and seconds that each arm has spent, and Best-of-N on as many rollouts.
+
+    `rollouts` counts the samples of each arm, `base` are samples of the unadapted policy on the
+    same tasks. Columns arm, steps, rollouts; prompt, completion, teacher and total (tokens);
+    best_of_n: the tokens of as many samples of `base`, which have the same prompts; and seconds of
+    sampling, verification and update.
+    """
     rows = []
     for arm, history in histories.items():
         tokens = {
@@ -160,10 +213,10 @@ def budget(histories: dict[str, pd.DataFrame]) -> pd.DataFrame:
             name: history[name].sum()
             for name in ("seconds_sampling", "seconds_verification", "seconds_update")
         }
-        steps = int(history["step"].max())
-        rows.append(
-            {"arm": arm, "steps": steps, **tokens, "total": sum(tokens.values()), **seconds}
-        )
+        spent = {"steps": int(history["step"].max()), "rollouts": rollouts[arm]}
+        search = tokens["prompt"] + base["n_tokens"].mean() * rollouts[arm]
+        total = {"total": sum(tokens.values()), "best_of_n": round(search)}
+        rows.append({"arm": arm, **spent, **tokens, **total, **seconds})
     return pd.DataFrame(rows)
 
 
