@@ -310,7 +310,7 @@ def test_ray_runs_the_same_worker_or_is_asked_for_in_one_sentence(project, monke
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "notebooks/sweeps").glob("*.yaml")))
 def test_the_sweeps_of_the_project_are_sound(path):
-    assert re.search(r"^# Takes .+ on 2 cores", path.read_text(), flags=re.MULTILINE)
+    assert re.search(r"^# .*2 cores", path.read_text(), flags=re.MULTILINE)
     plan = sweep.Sweep.load(path, REPOSITORY / "notebooks")
     assert plan.name == path.stem and len(plan.points()) > 1 and plan.collect and plan.figure
     written = "\n".join(cell for notebook in plan.notebooks for cell in notebook.cells)
