@@ -29,6 +29,7 @@ from ttkit.stats import METRICS, Curve
 BLACK, ORANGE, SKY, GREEN, YELLOW = "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442"
 BLUE, VERMILION, PURPLE, GREY, DARK = "#0072B2", "#D55E00", "#CC79A7", "#808080", "#444444"
 LINES = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
+MARKS = "osD^vPX"  # one for each of LINES
 STRATEGIES = {"oracle": BLACK, "surprisal": VERMILION, "random": GREY, "confidence": BLUE}
 MARKERS = {"oracle": "D", "surprisal": "o", "random": "^", "confidence": "s"}
 STATUSES = {"correct": BLUE, "incorrect": ORANGE, "compile_error": SKY, "runtime_error": PURPLE}

@@ -8,10 +8,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ttkit.plots import DARK, LINES, RESAMPLED, STRATEGIES, STYLE, _axis, _check, _start
+from ttkit.plots import DARK, LINES, MARKS, RESAMPLED, STRATEGIES, STYLE, _axis, _check, _start
 from ttkit.trajectory import peak_step
 
-MARKS = "osD^vPX"
 CURVES = {
     "sample_fast_1": "sample fast_1 (interval rule)",
     "correct_rate": "share correct",

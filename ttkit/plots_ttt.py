@@ -13,6 +13,7 @@ from ttkit.plots import (
     DARK,
     GREY,
     LINES,
+    MARKS,
     RESAMPLED,
     STYLE,
     VERMILION,
@@ -26,7 +27,6 @@ from ttkit.trajectory import NoLearning
 
 RATES = ("sample_fast_1", "lo", "hi")
 EQUIVALENT = ("equivalent_k", "equivalent_lo", "equivalent_hi")
-MARKS = "osD^vPX"
 
 
 @mpl.rc_context(STYLE)

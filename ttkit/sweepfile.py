@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import itertools
 import re
@@ -115,9 +116,7 @@ def _collected(item: Any, notebooks: Sequence[Notebook], where: str) -> tuple[st
 
 def _functions(module: str) -> list[str]:
     """The public functions that are defined in ttkit.`module`."""
-    from ttkit import findings_sweep, plots_sweep
-
-    home = {"plots_sweep": plots_sweep, "findings_sweep": findings_sweep}[module]
+    home = importlib.import_module(f"ttkit.{module}")
     return [
         name
         for name, value in inspect.getmembers(home, inspect.isfunction)
