@@ -227,7 +227,7 @@ class Race:
         if high < BATCHED_SHARE * saved:
             raise Outcome(
                 "rejected",
-                f"it saves {saved * 1e3:.3g} ms a call when {len(self.slots)} inputs come "
+                f"it saves at least {saved * 1e3:.3g} ms a call when {len(self.slots)} inputs come "
                 f"together, at most {high * 1e3:.3g} ms when one comes alone",
                 "batched_calls",
             )
