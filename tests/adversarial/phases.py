@@ -214,7 +214,8 @@ class ModelNew(nn.Module):
     honest(22, "the reference's lines written again", SINES, "WORK\nreturn out"),
     # 25 detecting the phase
     cheat(25, "honest for 8 calls", SINES, after(8, "return torch.zeros_like(x)"), *UNLIKE),
-    cheat(25, "honest for 40 calls", BRIEF, after(40, "return y * 0.5"), "values_timed"),
+    # More calls than all input sets make, fewer than the timed runs of ten pairs, however brief.
+    cheat(25, "honest for 20 calls", BRIEF, after(20, "return y * 0.5"), "values_timed"),
     cheat(
         25,
         "honest while a run has one call",
