@@ -69,13 +69,15 @@ def bench(
     protocol: str | Protocol = "rigorous",
     seconds: float | None = None,
     kernelbench: str | None = None,
+    beside: int = 1,
     progress: Callable[[str, int, int], None] = lambda label, done, total: None,
 ) -> dict[str, Any]:
     """Candidates a second, per task and overall, as a dictionary for JSON.
 
     `seconds` bounds one timing phase. With `kernelbench`, a clone, its evaluator (1 correctness
-    trial, 5 timed runs) judges the same candidates afterwards; needs CUDA. Raises UsageError for
-    nonsense, InfraError when the evaluator does not run.
+    trial, 5 timed runs) judges the first `beside` candidates of each task afterwards, which costs
+    it the same for each; needs CUDA. Raises UsageError for nonsense, InfraError when the evaluator
+    does not run.
     """
     if candidates < 1 or not tasks:
         raise UsageError("a benchmark needs at least one task and one candidate")
@@ -101,7 +103,7 @@ def bench(
         "identical": many,
     }
     if kernelbench:
-        _beside(result, tasks, kernelbench, candidates, progress)
+        _beside(result, tasks, kernelbench, min(beside, candidates), progress)
     return result
 
 
@@ -132,12 +134,12 @@ def _beside(
     result: dict[str, Any],
     tasks: Sequence[Task],
     clone: str,
-    candidates: int,
+    count: int,
     progress: Callable[[str, int, int], None],
 ) -> None:
     """Adds KernelBench's seconds to each row, and the ratios."""
     theirs = evaluate_like_kernelbench(
-        clone, [(task, variants(task, candidates)) for task in tasks], progress
+        clone, [(task, variants(task, count)) for task in tasks], progress
     )
     for row, found in zip(result["tasks"], theirs, strict=True):
         seconds = sum(item["seconds"] for item in found) / len(found)

@@ -42,8 +42,8 @@ def verify(
     scale: Scale = "cpu",
     kernelbench_dir: KernelBench = None,
     beside: Annotated[
-        bool, typer.Option("--beside", help="Also time the evaluator of the KernelBench clone.")
-    ] = False,
+        int, typer.Option(min=0, help="Candidates a task for the clone's own evaluator, too.")
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Candidates a second that the verifier judges, per task and overall."""
@@ -62,6 +62,7 @@ def verify(
         protocol=protocol,
         seconds=seconds,
         kernelbench=kernelbench_dir if beside else None,
+        beside=beside,
         progress=lambda label, done, total: console.update(f"{label} {done}/{total}", ""),
     )
     console.line(f"{result['candidates_per_second']:.2f} candidates a second")

@@ -24,7 +24,7 @@ POOL = 4
 # Inputs above this are varied in a cut-down form, a few draws of them are kept at most, and no more
 # than this much of them is looked through for changes.
 LARGE_BYTES = 256 << 20
-SMALL_BYTES = 64 << 20
+SMALL_BYTES = 32 << 20
 DENSE = torch.contiguous_format
 
 
@@ -57,12 +57,39 @@ class Case:
         ]
 
     @functools.cached_property
-    def reference_errors(self) -> list[float]:
+    def own_errors(self) -> list[float]:
         """The reference's own error for each output tensor."""
         return [
             0.0 if yardstick is None else yardstick.error(correctness.as_real(y))
             for y, yardstick in zip(self.outputs, self.yardsticks, strict=True)
         ]
+
+    @property
+    def reference_errors(self) -> list[float]:
+        """What a program as good as the reference is off by, for each output tensor."""
+        return self.own_errors
+
+
+class NativeCase(Case):
+    """`case` with native `outputs` as the yardstick, which saves a float64 run and its memory.
+
+    The reference's error, `own_errors` as known from another draw, then counts on both sides.
+    """
+
+    own_errors: list[float]  # known beforehand
+
+    def __init__(self, case: Case, outputs: list[torch.Tensor], own_errors: list[float]):
+        super().__init__(case.name, case.args, outputs, [], case.tree, case.types)
+        self.own_errors = own_errors
+
+    @functools.cached_property
+    def yardsticks(self) -> list[correctness.Yardstick | None]:
+        self.exact = self.outputs
+        return super().yardsticks
+
+    @property
+    def reference_errors(self) -> list[float]:
+        return [2 * error for error in self.own_errors]
 
 
 def secret_seed() -> int:
@@ -76,14 +103,20 @@ def secret_choice(items: list[Any]) -> Any:
 
 
 class CaseMaker:
-    """Makes inputs for one task and runs the reference on them."""
+    """Makes inputs for one task and runs the reference on them.
 
-    def __init__(self, task: Any, runner: Runner, device: str):
+    Cases whose inputs and outputs take more than `keep_bytes` are made anew for each candidate.
+    """
+
+    def __init__(self, task: Any, runner: Runner, device: str, keep_bytes: int):
         self.task, self.runner, self.device = task, runner, device
+        self.keep_bytes = keep_bytes
         self.exact = copy.deepcopy(runner.model).double()
         self.kept: dict[int, Case] = {}
         self.pool: list[Any] = []
         self.mutates = True  # until it is known
+        # Where case 0 is not kept: what it is without inputs and answers, but with its errors.
+        self.pattern: NativeCase | None = None
 
     def inputs(self) -> Any:
         """Fresh inputs from a secret seed, made on the device that runs them."""
@@ -105,32 +138,87 @@ class CaseMaker:
     def case(self, name: str, args: Any, weights: dict[str, torch.Tensor] | None = None) -> Case:
         """Run the reference on `args`, natively and in float64, with other `weights` if given."""
         with torch.no_grad():
-            tensors: list[torch.Tensor] = []
-            given = copy.deepcopy(args) if self.mutates else args
-            tree = flatten(_call(self.runner.model, given, weights), tensors)
-            del given
-            outputs = [t.detach().clone(memory_format=DENSE) for t in tensors]
-            exact: list[torch.Tensor] = []
-            try:
-                wide = weights and {k: correctness.to_float64(v) for k, v in weights.items()}
-                flatten(_call(self.exact, correctness.to_float64(args), wide), exact)
-                exact = [t.detach().clone(memory_format=DENSE) for t in exact]
-            except (RuntimeError, TypeError):
-                # No float64 kernel, or the code fixes a dtype: the native run is the yardstick.
-                exact = []
-            if [t.shape for t in exact] != [t.shape for t in outputs]:
-                exact = [correctness.to_float64(t) for t in outputs]
-        case = Case(name, args, outputs, exact, tree, tuple(type(t).__name__ for t in tensors))
-        case.weights = None if weights is None else list(weights.values())
-        if not correctness.all_finite(exact):
+            case = self._native(name, args, weights)
+            case.exact = self._exact(args, case.outputs, weights)
+        if not correctness.all_finite(case.exact):
             case.skipped = "the float64 reference is not finite"
         return case
 
-    def numbered(self, number: int, name: str, keep: bool) -> Case:
-        """Correctness case `number`, of the kind `name`; kept for later candidates if `keep`."""
+    def _native(self, name: str, args: Any, weights: dict[str, torch.Tensor] | None = None) -> Case:
+        tensors: list[torch.Tensor] = []
+        given = copy.deepcopy(args) if self.mutates else args
+        with torch.no_grad():
+            tree = flatten(_call(self.runner.model, given, weights), tensors)
+            case = Case(name, args, [_own(t) for t in tensors], [], tree)
+        case.types = tuple(type(t).__name__ for t in tensors)
+        case.weights = None if weights is None else list(weights.values())
+        return case
+
+    def _exact(
+        self,
+        args: Any,
+        outputs: list[torch.Tensor],
+        weights: dict[str, torch.Tensor] | None = None,
+    ) -> list[torch.Tensor]:
+        """The float64 run's outputs. Raises torch.OutOfMemoryError where there is no room."""
+        exact: list[torch.Tensor] = []
+        try:
+            wide = weights and {k: correctness.to_float64(v) for k, v in weights.items()}
+            flatten(_call(self.exact, correctness.to_float64(args), wide), exact)
+            exact = [_own(t) for t in exact]
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError):
+            # No float64 kernel, or the code fixes a dtype: the native run is the yardstick.
+            exact = []
+        if [t.shape for t in exact] != [t.shape for t in outputs]:
+            exact = [correctness.to_float64(t) for t in outputs]
+        return exact
+
+    def first(self) -> Case:
+        """Case 0, of inputs as declared; before any other, while little memory is taken.
+
+        Where it is not kept, the reference's error is found here once, on a cut-down form if a
+        float64 run does not fit into the memory.
+        """
+        args = self.inputs()
+        native = self._native("declared", args)
+        if self._small(native):
+            return self.numbered(0, "declared")
+        try:
+            with torch.no_grad():
+                native.exact = self._exact(args, native.outputs)
+            errors = native.own_errors
+        except torch.OutOfMemoryError:
+            small = self.shrunk(args)
+            if small is None:
+                raise
+            errors = self.case("declared", small).own_errors
+        blank = [torch.empty_like(t, device="meta") for t in native.outputs]
+        self.pattern = NativeCase(native, blank, errors)
+        self.pattern.args = None
+        return NativeCase(native, native.outputs, errors)
+
+    def _small(self, case: Case) -> bool:
+        return size_of(case.args) + size_of(case.outputs) <= self.keep_bytes
+
+    def unanswered(self) -> Case:
+        """Case 0 for a run that is not judged, or whose answer another process gives.
+
+        Where case 0 is not kept, it has no inputs and its outputs no values.
+        """
+        if self.pattern is None:
+            return self.numbered(0, "declared")
+        return NativeCase(self.pattern, self.pattern.outputs, self.pattern.own_errors)
+
+    def numbered(self, number: int, name: str) -> Case:
+        """Correctness case `number`, of the kind `name`."""
         case = self.kept.get(number)
         if case is not None:
             return case
+        if name == "declared" and self.pattern is not None:
+            native = self._native(name, self.inputs())
+            return NativeCase(native, native.outputs, self.pattern.own_errors)
         if name == "declared":
             # What is declared is judged, NaN for NaN; only the variations are optional.
             case = self.case(name, self.inputs())
@@ -139,14 +227,14 @@ class CaseMaker:
             case = self._variation(name)
             if not case.skipped and max(case.reference_errors, default=0.0) > VAGUE_ERROR:
                 case.skipped = "the reference itself is far from its float64 run"
-        if keep or case.skipped:
+        if case.skipped or self._small(case):
             self.kept[number] = case
         return case
 
     def _variation(self, name: str) -> Case:
         weights = None
         choices: Iterable[Any]
-        args = self.inputs() if name == variations.SHAPES else self._small_inputs()
+        args = self._small_inputs()
         if name == variations.WEIGHTS:
             weights = self._other_weights()
             if not weights:
@@ -180,7 +268,8 @@ class CaseMaker:
         return self.shrunk(args) or args
 
     def shrunk(self, args: Any) -> Any:
-        """The inputs cut down to SMALL_BYTES, if the reference takes them so; else None."""
+        """The inputs cut down to SMALL_BYTES, or as near to it as the reference takes them; None
+        where that is more than LARGE_BYTES."""
         for _ in range(40):
             if size_of(args) <= SMALL_BYTES:
                 return args
@@ -192,9 +281,9 @@ class CaseMaker:
                     continue
                 break
             else:
-                return None
+                break
             args = smaller
-        return None
+        return args if size_of(args) <= LARGE_BYTES else None
 
     def _other_weights(self) -> dict[str, torch.Tensor]:
         model = self.runner.model
@@ -222,7 +311,7 @@ class CaseMaker:
         self.runner.forget()
         changed = not all(same_bits(a, b) for a, b in zip(before, after, strict=True))
         unusable = ""
-        for y, error, second in zip(case.outputs, case.reference_errors, again, strict=True):
+        for y, error, second in zip(case.outputs, case.own_errors, again, strict=True):
             if y.is_floating_point():
                 if correctness.relative_error(second, y) > UNUSABLE_SPREAD:
                     unusable = "the reference gives another answer each time it runs"
@@ -234,31 +323,19 @@ class CaseMaker:
         return {"aliases": aliases, "mutates": changed, "unusable": unusable}
 
 
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    """A dense copy of an output, or a large one itself: for it there may be no room, and it is
+    let go before the model runs again."""
+    tensor = tensor.detach()
+    if tensor.nbytes > LARGE_BYTES:
+        return tensor.contiguous()
+    return tensor.clone(memory_format=DENSE)
+
+
 def _call(model: Any, args: Any, weights: dict[str, torch.Tensor] | None) -> Any:
     if weights is None:
         return model(*args)
     return torch.func.functional_call(model, weights, tuple(args))
-
-
-class TimedCase(Case):
-    """A case whose answer is what the reference's own process delivered in a timed run.
-
-    Only natively, which saves two runs of the reference: its error, known from the declared case,
-    then counts on both sides. The float64 copies are made only when they are looked at.
-    """
-
-    def __init__(self, declared: Case, twin: list[torch.Tensor]):
-        super().__init__("timed", None, twin, [], declared.tree, declared.types)
-        self.declared = declared
-
-    @functools.cached_property
-    def yardsticks(self) -> list[correctness.Yardstick | None]:
-        self.exact = [correctness.to_float64(t) for t in self.outputs]
-        return super().yardsticks
-
-    @functools.cached_property
-    def reference_errors(self) -> list[float]:
-        return [2 * error for error in self.declared.reference_errors]
 
 
 class _Scale:
@@ -278,8 +355,7 @@ def judge(
     for y, reference, yardstick, own in zip(
         delivered, case.outputs, case.yardsticks, case.reference_errors, strict=True
     ):
-        # A copy: what lies in shared memory could change between two looks at it.
-        found = correctness.compare(y.clone(), reference, yardstick, own)
+        found = correctness.compare(y, reference, yardstick, own)
         close = close and found.allclose
         if found.error >= worst.error or not found.ok:
             worst = found

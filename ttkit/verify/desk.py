@@ -153,6 +153,8 @@ class Desk:
         try:
             with contextlib.ExitStack() as alone:
                 with contextlib.ExitStack() as stack:
+                    if referee.twin is not None:
+                        referee.twin.release()
                     side = candidate.side()
                     session = Session(
                         referee, side, self.room.protocol, self.room.limits, self._give_way

@@ -26,7 +26,7 @@ from ttkit.verify.cases import (
     LARGE_BYTES,
     Case,
     CaseMaker,
-    TimedCase,
+    NativeCase,
     judge,
     same_bits,
     same_values,
@@ -35,7 +35,7 @@ from ttkit.verify.cases import (
 )
 from ttkit.verify.channel import BadMessage, Channel, ChannelClosed
 from ttkit.verify.correctness import surely_close
-from ttkit.verify.worker import Runner, describe, load_module, values_of
+from ttkit.verify.worker import Runner, describe, give_back_memory, load_module, values_of
 
 # A timed run calls the model once for each of several input sets until it lasts about this long,
 # well above the round trip (and on CUDA above launch and synchronisation).
@@ -48,8 +48,8 @@ KEEP_BYTES = {"cpu": 32 << 20, "cuda": 128 << 20}
 DECK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 PROBES = 9
 RENEW_EVERY = 4
-RELEASE_BYTES = 8 << 30
 PAGE, POISON = 4096, 16
+NOTHING = Case("none", None, [], [])
 
 
 class Referee:
@@ -64,6 +64,8 @@ class Referee:
         self.watched: list[tuple[Any, dict[str, Any]]] = []
         self.mutated = False
         self.served = 0
+        self.case: Case = NOTHING
+        self.current: list[Any] = []
         # Inputs drawn for timed pairs, and those that the present candidate has not met.
         self.deck: list[list[Any]] = []
         self.unseen: list[list[Any]] = []
@@ -93,19 +95,24 @@ class Referee:
         seed = secret_seed() % 2**31
         runner = Runner(task.Model, task, seed, self.device)
         # The float64 copy is taken before any run could change a buffer of the model.
-        self.cases = CaseMaker(task, runner, self.device)
+        self.cases = CaseMaker(task, runner, self.device, KEEP_BYTES[self.kind])
         weights = self._share_weights(runner.model)
         self.cases.inputs()
         started = time.perf_counter()
         args = self.cases.inputs()
         make_ms = (time.perf_counter() - started) * 1e3
         runner.inputs = [tuple(args)]
+        del args
         reference_ms = _time(runner)
-        case = self.cases.case("declared", args)
+        runner.inputs = []
+        case = self.cases.first()
         self._release()
         self.habits = self.cases.habits(case)
+        args = case.args
+        runner.inputs = []
         input_bytes, output_bytes = size_of(args), place(case.outputs, 0)[1]
-        del case
+        limit_ms = physics.limit_ms(self.cases, args, self.device, message["ceiling"])
+        del case, args
         self._release()
         room = max(1, SLOT_BYTES[self.kind] // max(input_bytes + output_bytes, 1))
         wanted = math.ceil(TRIAL_MS[self.kind] / max(reference_ms, 1e-4))
@@ -119,11 +126,9 @@ class Referee:
         # One place for each side's output: neither ever sees what the other delivered.
         room = output_bytes + (output_bytes >> 2 if output_bytes <= LARGE_BYTES else 0) + 4096
         self.output, self.twin_output = Arena(room, self.device), Arena(room, self.device)
-        self.keep = input_bytes + output_bytes <= KEEP_BYTES[self.kind]
         # Fresh inputs for every pair where making them does not dwarf the pair itself.
         self.fresh = make_ms <= 4 * reference_ms + 5.0
         self.flush_buffer = self._flush_buffer(message["flush_bytes"])
-        limit_ms = physics.limit_ms(self.cases, args, self.device, message["ceiling"])
         return {
             # On CUDA only the weights lie in a file; the rest goes by its handle.
             "fds": [
@@ -149,8 +154,8 @@ class Referee:
 
     def _release(self) -> None:
         # What the allocator holds back is missing where the next large tensor is of another size.
-        if self.kind == "cuda" and torch.cuda.memory_reserved() > RELEASE_BYTES:
-            torch.cuda.empty_cache()
+        if self.kind == "cuda":
+            give_back_memory()
 
     def _flush_buffer(self, size: int) -> torch.Tensor | None:
         if size and self.kind == "cuda":
@@ -195,7 +200,15 @@ class Referee:
 
     def do_check_begin(self, message: dict[str, Any]) -> dict[str, Any]:
         """Put case `number` into the shared memory and say where it lies."""
-        self.case = case = self.cases.numbered(message["number"], message["name"], self.keep)
+        # The last ones are let go before others take memory.
+        self.case, self.current, self.watched = NOTHING, [], []
+        if message["judged"]:
+            case = self.cases.numbered(message["number"], message["name"])
+        else:
+            case = self.cases.unanswered()
+        if case.args is None and not case.skipped:
+            case.args = self.cases.inputs()
+        self.case = case
         if case.skipped:
             return {"name": case.name, "skipped": case.skipped}
         self._release()
@@ -208,6 +221,7 @@ class Referee:
         if case.weights is not None:
             self._write_weights(case.weights)
         self._poison(self.output, self.twin_output)
+        self._release()
         return {
             "name": case.name,
             "skipped": "",
@@ -283,13 +297,14 @@ class Referee:
     # Timing ----------------------------------------------------------------------------------
 
     def do_timing_begin(self, message: dict[str, Any]) -> dict[str, Any]:
-        self.case = self.cases.numbered(0, "declared", self.keep)
+        self.case, self.current = self.cases.unanswered(), []
         # Draws made for earlier candidates serve again: no process meets one of them twice.
         self.unseen = random.SystemRandom().sample(self.deck, len(self.deck))
         self.do_draw(message)
         self.sets = [self._describe_set(args, i) for i, args in enumerate(self.current)]
         self.targets = [self.twin_output.view(spec) for spec in _output_specs(self.case)]
         self.watched, self.mutated = [], False
+        self._release()
         return {"sets": self.sets, "output": self._describe_output(self.case)}
 
     def do_draw(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -297,6 +312,7 @@ class Referee:
 
         Tasks with random shapes keep the shapes of the first draw: a pair needs equal work.
         """
+        self.current, self.watched = [], []
         if not self.fresh:
             self.current = self.cases.pooled_inputs(self.slots)
         elif self.unseen:
@@ -332,9 +348,9 @@ class Referee:
         specs = _output_specs(self.case)
         ours = [self.twin_output.view(spec) for spec in specs]
         theirs = [self.output.view(spec) for spec in specs]
-        case = TimedCase(self.case, ours)
+        case = NativeCase(self.case, ours, self.case.own_errors)
         if same_values(message["values"], message["expected"]) and all(
-            surely_close(y.clone(), reference, error)
+            surely_close(y, reference, error)
             for y, reference, error in zip(theirs, ours, case.reference_errors, strict=True)
         ):
             return {"ok": True, "what": "", "mutated": mutated}

@@ -81,8 +81,9 @@ class Session:
         if self.protocol.variations:
             self.checks += ["calls_reference", "tampered_runtime", "global_state"]
 
-    def _begin(self, number: int) -> dict[str, Any]:
-        return self.referee.ask("check_begin", number=number, name=self.protocol.cases[number])
+    def _begin(self, number: int, judged: bool = True) -> dict[str, Any]:
+        name = self.protocol.cases[number]
+        return self.referee.ask("check_begin", number=number, name=name, judged=judged)
 
     def _reweigh(self) -> bool:
         """Let the candidate take other weights; False where it has no place for them."""
@@ -130,7 +131,7 @@ class Session:
         if not reference.shared:
             for number in self.cases_run:
                 self.between(self.candidate, reference)
-                self._run_case(reference, self._begin(number))
+                self._run_case(reference, self._begin(number, judged=number > 0))
 
     # Timing ----------------------------------------------------------------------------------
 
@@ -144,7 +145,7 @@ class Session:
             self.checks += race.checks
         if self.protocol.variations:
             # Some fall back to the reference only after a while.
-            self._run_case(self.candidate, self._begin(0), watched=True)
+            self._run_case(self.candidate, self._begin(0, judged=False), watched=True)
         self.launches = [self.record["speedup"]]
 
     def take_in(self, other: Session) -> None:

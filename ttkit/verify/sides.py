@@ -197,6 +197,11 @@ class Side:
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
 
+    def release(self) -> None:
+        """Let it give back the device's memory that it keeps for its next run."""
+        self.thaw()
+        self.ask({"op": "release"}, "giving back memory", 60.0)
+
     def _signal(self, number: int) -> None:
         with contextlib.suppress(OSError):
             os.killpg(self.worker.pid, number)

@@ -102,14 +102,17 @@ def reindexed(args: Any) -> Iterator[Any]:
 def reshaped(args: Any) -> Iterator[Any]:
     """The inputs with other sizes, the likeliest to be taken by the reference first.
 
-    Every size renamed alike, so that products still fit and square matrices stay square; then the
-    batch size only, of all tensors that share it; then that of the first tensor alone.
+    Every size renamed alike, so that products still fit and square matrices stay square; then all
+    but the second, the channels that convolutions have weights for; then the batch size only, of
+    all tensors that share it; then that of the first tensor alone.
     """
     tensors = list(_tensors(args))
     if not tensors:
         return
     batch = tensors[0].shape[0] if tensors[0].dim() else 1
     yield _cut(args, lambda t: [_smaller(n) for n in t.shape])
+    if any(t.dim() > 2 for t in tensors):
+        yield _cut(args, lambda t: [n if i == 1 else _smaller(n) for i, n in enumerate(t.shape)])
     if batch > 1:
         rest = _smaller(batch)
         yield _cut(args, lambda t: [rest if n == batch else n for n in t.shape[:1]])

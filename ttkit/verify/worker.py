@@ -24,6 +24,7 @@ from ttkit.verify.arena import Arena, flatten, unflatten
 from ttkit.verify.channel import BadMessage, Channel, ChannelClosed
 
 TEXT = 2000
+RELEASE_BYTES = 4 << 30
 
 
 class OutputError(Exception):
@@ -59,6 +60,12 @@ def to_device(value: Any, device: str) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(to_device(v, device) for v in value)
     return value
+
+
+def give_back_memory() -> None:
+    """What the allocator holds back is missing where others need it, or other sizes are needed."""
+    if torch.cuda.memory_reserved() > RELEASE_BYTES:
+        torch.cuda.empty_cache()
 
 
 class Runner:
@@ -323,6 +330,11 @@ class Candidate:
     def do_deliver(self, message: dict[str, Any], _: list[int]) -> dict[str, Any]:
         assert self.runner is not None
         return self.runner.deliver(message["which"], self.tree, self.types, self.targets)
+
+    def do_release(self, message: dict[str, Any], _: list[int]) -> dict[str, Any]:
+        """Leave the device's memory to others for a while."""
+        give_back_memory()
+        return {}
 
     def do_finish(self, message: dict[str, Any], _: list[int]) -> dict[str, Any]:
         """After a trial drop the outputs; before, see what is aliased and what was replaced."""

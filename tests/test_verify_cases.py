@@ -1,0 +1,145 @@
+"""The referee's cases: what is kept, what is made anew, what stands in where memory is short."""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+import torch
+
+from ttkit.verify import cases, variations
+from ttkit.verify.cases import CaseMaker, NativeCase, judge
+from ttkit.verify.worker import Runner, values_of
+
+
+class Softmax(torch.nn.Module):
+    def forward(self, x):
+        return torch.softmax(x, dim=1)
+
+
+class Conv(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 5, 3)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+def maker(model=Softmax, shape=(64, 256), keep_bytes=1 << 30):
+    task = types.SimpleNamespace(
+        get_inputs=lambda: [torch.randn(*shape)], get_init_inputs=lambda: []
+    )
+    return CaseMaker(task, Runner(model, task, 0, "cpu"), "cpu", keep_bytes)
+
+
+def answer(case, change=lambda y: y):
+    return judge(case, [change(y) for y in case.outputs], [], values_of(case.tree))
+
+
+def test_a_small_case_is_kept_with_its_float64_run():
+    made = maker()
+    first = made.first()
+    assert made.numbered(0, "declared") is first is made.unanswered()
+    assert first.exact[0].dtype == torch.float64
+
+
+def test_a_large_case_is_drawn_anew_and_judged_by_the_error_found_once():
+    made = maker(keep_bytes=0)
+    errors = made.first().own_errors
+    one, two = made.numbered(0, "declared"), made.numbered(0, "declared")
+    assert isinstance(one, NativeCase)
+    assert one.own_errors == two.own_errors == errors and 0 < errors[0] < 1e-6
+    assert not torch.equal(one.args[0], two.args[0])
+    assert answer(one)["ok"] and answer(one, lambda y: y * (1 + 1e-7))["ok"]
+    wrong = answer(one, lambda y: y * 1.001)
+    assert not wrong["ok"] and "3.8e-06 is allowed" in wrong["what"]
+
+
+def test_a_run_that_nobody_judges_needs_no_answer():
+    made = maker(keep_bytes=0)
+    pattern = made.first()
+    blank = made.unanswered()
+    assert blank.args is None and blank.outputs[0].is_meta
+    assert blank.outputs[0].shape == pattern.outputs[0].shape
+    assert blank.own_errors == pattern.own_errors
+
+
+def test_variations_of_a_large_task_are_kept_by_their_own_size(monkeypatch):
+    monkeypatch.setattr(cases, "LARGE_BYTES", 1 << 15)
+    monkeypatch.setattr(cases, "SMALL_BYTES", 1 << 14)
+    made = maker(keep_bytes=1 << 16)
+    made.first()
+    assert made.numbered(0, "declared") is not made.numbered(0, "declared")
+    varied = made.numbered(3, "negated")
+    assert varied.args[0].nbytes <= 1 << 14
+    assert made.numbered(3, "negated") is varied
+
+
+def test_without_room_for_float64_the_error_is_that_of_a_cut_down_form(monkeypatch):
+    monkeypatch.setattr(cases, "SMALL_BYTES", 1 << 14)
+    made = maker(keep_bytes=0)
+    exact = made.exact
+
+    def short_of_memory(x):
+        if x.numel() * 4 > 1 << 14:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return exact(x)
+
+    made.exact = short_of_memory
+    case = made.first()
+    assert 0 < case.own_errors[0] < 1e-6
+    assert answer(made.numbered(0, "declared"))["ok"]
+    # A variation that would need it is left out, not judged by a yardstick of less.
+    monkeypatch.setattr(made, "_small_inputs", made.inputs)
+    assert "memory" in made.numbered(3, "negated").skipped
+
+
+def test_nothing_can_be_cut_down_and_nothing_fits(monkeypatch):
+    monkeypatch.setattr(cases, "LARGE_BYTES", 1 << 10)
+    monkeypatch.setattr(variations, "reshaped", lambda args: iter(()))
+    made = maker(keep_bytes=0)
+
+    def short_of_memory(x):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    made.exact = short_of_memory
+    with pytest.raises(torch.OutOfMemoryError):
+        made.first()
+
+
+def test_a_convolution_is_varied_in_its_image_not_only_in_its_batch():
+    made = maker(Conv, (4, 3, 32, 32))
+    made.first()
+    assert made.numbered(1, "other_shapes").args[0].shape == (3, 3, 24, 24)
+
+
+def test_a_large_image_is_cut_down_in_all_but_its_channels(monkeypatch):
+    monkeypatch.setattr(cases, "LARGE_BYTES", 1 << 16)
+    monkeypatch.setattr(cases, "SMALL_BYTES", 1 << 11)
+    made = maker(Conv, (2, 3, 96, 96))
+    small = made.shrunk(made.inputs())[0]
+    assert small.shape[1] == 3 and small.nbytes <= 1 << 11
+    # With a batch of one and nothing else to cut, as near as it gets; too large is nothing.
+    monkeypatch.setattr(cases, "SMALL_BYTES", 1)
+    assert made.shrunk(made.inputs())[0].nbytes < 1 << 16
+
+
+@pytest.mark.parametrize("shape", [(300,), (17, 31), (5, 7, 11)])
+def test_in_pieces_errors_come_out_as_in_one(monkeypatch, shape):
+    from ttkit.verify import correctness
+
+    torch.manual_seed(0)
+    y64 = torch.randn(shape, dtype=torch.float64)
+    y = (y64 * (1 + 1e-4 * torch.randn(shape))).float()
+    close = correctness.surely_close(y, y64.float(), 1e-4)
+    whole = correctness._largest(y, y64, correctness._rms(y64))
+    monkeypatch.setattr(correctness, "PIECE", 16)
+    yardstick = correctness.Yardstick(y64)
+    assert yardstick.error(y) == pytest.approx(whole, rel=1e-12)
+    assert correctness.surely_close(y, y64.float(), 1e-4) == close is True
+    assert not correctness._allclose(y64.float(), y, 1e-6)
+    assert correctness._allclose(y64.float(), y, 1e-2)
+    y.flatten()[-1] = float("nan")
+    assert yardstick.error(y) == float("inf")
+    assert not correctness.surely_close(y, y64.float(), 1e-4)
