@@ -42,13 +42,16 @@ from kernelbench.eval import eval_kernel_against_ref
 for line in sys.stdin:
     task = json.loads(line)
     for source in task["sources"]:
-        started = time.perf_counter()
-        found = eval_kernel_against_ref(
-            task["code"], source, num_correct_trials=1, num_perf_trials=5,
-            measure_performance=True, device=torch.device("cuda:0"),
-        )
-        seconds = time.perf_counter() - started
-        row = {"seconds": seconds} | dict.fromkeys(("compiled", "correct", "ms", "reference_ms"))
+        started, found, failed = time.perf_counter(), None, None
+        try:
+            found = eval_kernel_against_ref(
+                task["code"], source, num_correct_trials=1, num_perf_trials=5,
+                measure_performance=True, device=torch.device("cuda:0"),
+            )
+        except Exception as error:  # it has no answer for this task, but may have for the next
+            failed = f"{type(error).__name__}: {error}"[:300]
+        row = {"seconds": time.perf_counter() - started, "failed": failed}
+        row |= dict.fromkeys(("compiled", "correct", "ms", "reference_ms"))
         if found is not None:
             row |= {"compiled": found.compiled, "correct": found.correctness}
             row |= {"ms": found.runtime, "reference_ms": getattr(found, "ref_runtime", None)}
@@ -143,11 +146,16 @@ def _beside(
     )
     for row, found in zip(result["tasks"], theirs, strict=True):
         seconds = sum(item["seconds"] for item in found) / len(found)
+        failed = next((item["failed"] for item in found if item["failed"]), None)
         row["kernelbench_seconds_per_candidate"] = seconds
         row["kernelbench_correct"] = sum(bool(item["correct"]) for item in found)
-        row["ratio"] = seconds / row["seconds_per_candidate"]
-    ours = sum(row["seconds_per_candidate"] for row in result["tasks"])
-    result["ratio"] = sum(r["kernelbench_seconds_per_candidate"] for r in result["tasks"]) / ours
+        row["kernelbench_failed"] = failed
+        # What it gave up on says nothing about its speed.
+        row["ratio"] = None if failed else seconds / row["seconds_per_candidate"]
+    both = [row for row in result["tasks"] if row["ratio"] is not None]
+    ours = sum(row["seconds_per_candidate"] for row in both)
+    seconds = sum(row["kernelbench_seconds_per_candidate"] for row in both)
+    result["ratio"] = seconds / ours if both else None
 
 
 def evaluate_like_kernelbench(
@@ -157,8 +165,9 @@ def evaluate_like_kernelbench(
 ) -> list[list[dict[str, Any]]]:
     """What the evaluator of a KernelBench clone says of each source of each task.
 
-    Dictionaries with seconds, compiled, correct, ms and reference_ms (None where it failed), one
-    process for all. Raises UsageError for a folder without it, InfraError when it ends early.
+    Dictionaries with seconds, compiled, correct, ms and reference_ms (None where it failed) and
+    failed, its exception; one process for all. Raises UsageError for a folder without it,
+    InfraError when it ends early.
     """
     if not Path(clone, "src", "kernelbench", "eval.py").is_file():
         raise UsageError(f"{clone} is no KernelBench clone: it has no src/kernelbench/eval.py")

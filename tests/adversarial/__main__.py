@@ -22,7 +22,7 @@ def main(words: list[str]) -> int:
     """Run the cases in order, one line each."""
     chosen = [c for c in CASES if not words or any(word in c.id for word in words)]
     results: list[tuple[Case, Verdict | None]] = []
-    for device in ("cpu", "cuda"):
+    for device in ("cuda", "cpu"):
         with verifier(device) as v:
             for case in chosen:
                 if case.gpu == (device == "cuda"):

@@ -38,6 +38,8 @@ def scrubbed_environment(home: str) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": "1",
+        # Threads that a candidate adds share its one core: one that spins takes it from the rest.
+        "OMP_WAIT_POLICY": "passive",
         "MKL_NUM_THREADS": "1",
         # cudaGetDeviceCount would start the driver in the zygote; NVML does not.
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
