@@ -1,22 +1,26 @@
 """How many candidates a second the verifier judges, and how many KernelBench's own evaluator does.
 
-The candidates are the reference's own lines behind an assignment that makes each a different text:
-honest, correct, and nothing to be had from a cache. `evaluate_like_kernelbench` runs the
-evaluator of a KernelBench clone, in a process of its own, the way the paper's fast proxy does.
+The candidates are the reference's own lines behind an assignment that makes each a different text,
+honest, correct, as fast as the reference and nothing to be had from a cache; or what the policy of
+a run wrote. `evaluate_like_kernelbench` runs the evaluator of a KernelBench clone, in a process of
+its own, the way the paper's fast proxy does.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ttkit.errors import InfraError, UsageError
 from ttkit.prompts import candidate_source
@@ -24,6 +28,10 @@ from ttkit.tasks import Task
 from ttkit.verify import Verifier
 from ttkit.verify.device import device_name
 from ttkit.verify.protocol import Protocol, protocol_named
+from ttkit.verify.verdict import Verdict
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 IDENTICAL = 1000
 
@@ -64,10 +72,18 @@ def variants(task: Task, count: int) -> list[str]:
     return [candidate_source(task, f"_ = {i}\n{task.forward_body}") for i in range(count)]
 
 
+def sampled(task: Task, samples: pd.DataFrame, count: int) -> list[str]:
+    """Up to `count` different candidates for `task` from the table of a run's samples."""
+    codes = samples.loc[samples["task"] == task.key, ["code", "code_sha256"]]
+    different = codes.drop_duplicates("code_sha256")["code"].head(count)
+    return [candidate_source(task, code) for code in different]
+
+
 def bench(
     tasks: Sequence[Task],
     *,
     candidates: int = 4,
+    samples: pd.DataFrame | None = None,
     device: str = "cpu",
     protocol: str | Protocol = "rigorous",
     seconds: float | None = None,
@@ -77,52 +93,72 @@ def bench(
 ) -> dict[str, Any]:
     """Candidates a second, per task and overall, as a dictionary for JSON.
 
-    `seconds` bounds one timing phase. With `kernelbench`, a clone, its evaluator (1 correctness
-    trial, 5 timed runs) judges the first `beside` candidates of each task afterwards, which costs
-    it the same for each; needs CUDA. Raises UsageError for nonsense, InfraError when the evaluator
-    does not run.
+    All tasks' candidates are handed in together, as the notebooks do. A task's seconds are those of
+    its verdicts, their share of starting its referee included; where candidates are checked side by
+    side they add up to more than the whole takes. With `samples`, the candidates are the first
+    different ones there. `seconds` bounds one timing phase. With `kernelbench`, a clone, its
+    evaluator (1 correctness trial, 5 timed runs) judges the first `beside` candidates of each task
+    afterwards, which costs it the same for each; needs CUDA. Raises UsageError for nonsense,
+    InfraError when the evaluator does not run.
     """
     if candidates < 1 or not tasks:
         raise UsageError("a benchmark needs at least one task and one candidate")
     if kernelbench and device == "cpu":
         raise UsageError("KernelBench's evaluator needs a GPU: give --device cuda")
+    sources = {
+        task: variants(task, candidates) if samples is None else sampled(task, samples, candidates)
+        for task in tasks
+    }
+    if missing := [task.key for task, found in sources.items() if not found]:
+        raise UsageError(f"there is no sample of {missing[0]}")
     settings = protocol_named(protocol)
     if seconds is not None:
         settings = replace(settings, seconds=seconds)
-    rows = []
+    work = [(task, source) for task in tasks for source in sources[task]]
+    done = 0
+
+    def on_verdict(*_: Any) -> None:
+        nonlocal done
+        done += 1
+        progress("verified candidates", done, len(work))
+
     with Verifier(settings, device) as verifier:
         first = variants(tasks[0], 1)[0]
         verifier.verify(tasks[0], first)  # starts the fork server; measures the ceilings
-        for number, task in enumerate(tasks):
-            rows.append(_ours(verifier, task, variants(task, candidates)))
-            progress("verified tasks", number + 1, len(tasks))
+        started = time.perf_counter()
+        verdicts = verifier.verify_many(work, on_verdict, fresh=True)
+        took = time.perf_counter() - started
         many = _identical(verifier, tasks[0], first)
+    by_task: dict[Task, list[Verdict]] = {task: [] for task in tasks}
+    for (task, _), verdict in zip(work, verdicts, strict=True):
+        by_task[task].append(verdict)
     result: dict[str, Any] = {
         "device": device_name(device),
         "protocol": settings.name,
-        "candidates_per_task": candidates,
-        "tasks": rows,
-        "candidates_per_second": candidates * len(rows) / sum(row["seconds"] for row in rows),
+        "candidates": len(work),
+        "tasks": [_row(task, found) for task, found in by_task.items()],
+        "candidates_per_second": len(work) / took,
         "identical": many,
     }
     if kernelbench:
-        _beside(result, tasks, kernelbench, min(beside, candidates), progress)
+        parts = [(task, sources[task][:beside]) for task in tasks]
+        _beside(result, parts, kernelbench, progress)
     return result
 
 
-def _ours(verifier: Verifier, task: Task, sources: list[str]) -> dict[str, Any]:
-    started = time.perf_counter()
-    verdicts = verifier.verify_many([(task, source) for source in sources])
-    seconds = time.perf_counter() - started
+def _row(task: Task, verdicts: list[Verdict]) -> dict[str, Any]:
+    seconds = sum(v.seconds for v in verdicts)
+    timed = [v.reference_ms for v in verdicts if math.isfinite(v.reference_ms)]
     return {
         "task": task.key,
         "name": task.name,
+        "candidates": len(verdicts),
         "seconds": seconds,
-        "seconds_per_candidate": seconds / len(sources),
-        "statuses": sorted({v.status for v in verdicts}),
+        "seconds_per_candidate": seconds / len(verdicts),
+        "statuses": dict(Counter(v.status for v in verdicts)),
         "reasons": sorted({v.reason for v in verdicts if not v.correct}),
         "fast": sum(v.fast() for v in verdicts),
-        "reference_ms": verdicts[0].to_dict()["reference_ms"],
+        "reference_ms": statistics.median(timed) if timed else None,
         "n_pairs": [v.n_pairs for v in verdicts],
     }
 
@@ -135,15 +171,12 @@ def _identical(verifier: Verifier, task: Task, source: str) -> dict[str, Any]:
 
 def _beside(
     result: dict[str, Any],
-    tasks: Sequence[Task],
+    work: Sequence[tuple[Task, list[str]]],
     clone: str,
-    count: int,
     progress: Callable[[str, int, int], None],
 ) -> None:
     """Adds KernelBench's seconds to each row, and the ratios."""
-    theirs = evaluate_like_kernelbench(
-        clone, [(task, variants(task, count)) for task in tasks], progress
-    )
+    theirs = evaluate_like_kernelbench(clone, work, progress)
     for row, found in zip(result["tasks"], theirs, strict=True):
         seconds = sum(item["seconds"] for item in found) / len(found)
         failed = next((item["failed"] for item in found if item["failed"]), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,6 +35,9 @@ def verify(
         str | None, typer.Option(help="Task ids; default: the evaluation tasks of split 42.")
     ] = None,
     candidates: Annotated[int, typer.Option(min=1, help="Different candidates a task.")] = 4,
+    samples: Annotated[
+        str | None, typer.Option(help="Candidates from notebook 02 of this run: what it wrote.")
+    ] = None,
     protocol: ProtocolName = "rigorous",
     seconds: Annotated[
         float | None, typer.Option(help="Longest timing of one candidate; default: the protocol's.")
@@ -49,6 +53,7 @@ def verify(
     """Candidates a second that the verifier judges, per task and overall."""
     from ttkit.bench_verify import bench as measure
     from ttkit.pipeline import Console
+    from ttkit.store import read_samples
     from ttkit.tasks import make_split
 
     if beside and kernelbench_dir is None:
@@ -58,6 +63,7 @@ def verify(
     result = measure(
         tasks_named(ids, source, level, scale, kernelbench_dir),
         candidates=candidates,
+        samples=read_samples(Path(samples, "02_best_of_n", "samples.parquet")) if samples else None,
         device=device,
         protocol=protocol,
         seconds=seconds,

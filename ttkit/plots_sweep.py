@@ -37,7 +37,13 @@ def histories(history: pd.DataFrame, *_: pd.DataFrame) -> Figure:
         if column != "entropy":
             ax.yaxis.set_major_formatter("{x:.0%}")
     handles, labels = axes[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
+    # What all points have in their names stands once above them.
+    names = {label.partition("=")[0] for label in labels}
+    title = None
+    if len(names) == 1 and not any("," in label for label in labels):
+        title, labels = names.pop(), [label.partition("=")[2] for label in labels]
+    look = {"fontsize": 8, "title_fontsize": 8, "frameon": False}
+    fig.legend(handles, labels, title=title, loc="outside right upper", **look)
     return fig
 
 
@@ -141,12 +147,14 @@ def claims(findings: pd.DataFrame, *others: pd.DataFrame) -> Figure:
     tables = [t for t in (findings, *others) if {"claim", "value"} <= set(t)]
     every = pd.concat(tables or [findings], ignore_index=True)
     _check("claims", every, "point", "claim", "value", "lo", "hi")
-    names, points = (list(dict.fromkeys(every[name])) for name in ("claim", "point"))
+    points = list(dict.fromkeys(every["point"]))
+    names = list(dict.fromkeys(every["claim"][np.isfinite(every["value"])]))
+    silent = [name for name in dict.fromkeys(every["claim"]) if name not in names]
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     caption = f"""{len(points)} points of a sweep. Bars: the 95 % interval that each run gives for
         itself, an arrow where it has no end; where points lie further apart than their bars, the
-        bars leave something out."""
+        bars leave something out.{f" Without a value: {', '.join(silent)}." if silent else ""}"""
     title = "What each run of a sweep found"
     fig, axes = _start(title, caption, 1.4 + 1.7 * rows, rows, columns)
     for ax, name in zip(axes, names, strict=False):
