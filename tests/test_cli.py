@@ -64,7 +64,9 @@ def test_the_papers_split_and_its_file(ttkit, tmp_path):
         ("verify minibench:1/1 x.py", "the candidate x.py cannot be read: No such file"),
         ("verify nothing x.py", "unknown task 'nothing'"),
         ("aa --tasks 1,999", "--tasks: there is no task 999"),
-        ("aa", "Missing option '--tasks'"),
+        ("aa", "give either --tasks"),
+        ("aa --tasks 2 --faster 1.1", "give either --tasks"),
+        ("aa --faster 0.9", "a candidate 1 to 10 times faster"),
         ("sweep none.yaml", "there is no sweep file none.yaml"),
         ("run --set rowz=3", "no notebook has a parameter 'rowz'; did you mean rows?"),
         ("run --profile dmo", "did you mean demo?"),
@@ -303,6 +305,13 @@ def test_a_verdict_of_infrastructure_is_status_3(ttkit, tmp_path, monkeypatch):
     assert (status, found["status"]) == (3, "infra_error")
     assert found["evidence"] == "the worker could not be started"
     assert "says nothing of the candidate" in found["meaning"]
+
+
+def test_power_is_the_share_of_runs_in_which_a_faster_candidate_is_seen(ttkit):
+    code, out, _ = ttkit("aa", "--faster", "3", "--runs", "2", "--json")
+    summary = json.loads(out)["summary"]
+    assert code == 0 and summary["measured"] == summary["fast_interval"] == 2
+    assert 1.5 < summary["largest_speedup"] < 6
 
 
 def test_aa_reports_rates_and_every_run(ttkit, tmp_path):

@@ -272,10 +272,13 @@ def verify(
 
 @app.command()
 def aa(
-    tasks: Annotated[str, typer.Option(help="Task ids: 4,5,12.")],
+    tasks: Annotated[str | None, typer.Option(help="Task ids: 4,5,12.")] = None,
     source: Source = "minibench",
     level: Level = 1,
     runs: Annotated[int, typer.Option(min=1, help="Runs a task.")] = 40,
+    faster: Annotated[
+        float | None, typer.Option(help="Instead of tasks: a candidate so many times faster.")
+    ] = None,
     protocol: ProtocolName = "rigorous",
     workers: Workers = 1,
     device: Device = "cpu",
@@ -284,20 +287,28 @@ def aa(
     out: Annotated[str | None, typer.Option(help="Write every run as CSV.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure references against themselves: how often is one called faster?"""
-    chosen = tasks_named(tasks, source, level, scale, kernelbench_dir)
+    """Measure references against themselves: how often is one called faster?
+
+    With --faster 1.1 a candidate that is faster by construction: how often is that seen?
+    """
+    if (tasks is None) == (faster is None):
+        raise UsageError("give either --tasks, to be measured against themselves, or --faster")
+    chosen = tasks_named(tasks or "", source, level, scale, kernelbench_dir)
     import pandas as pd
 
     from ttkit.pipeline import Console
-    from ttkit.verify.aa import aa as measure
+    from ttkit.verify import aa as measure
 
     console = Console(sys.stderr)
-    results, summary = measure(
-        chosen,
-        runs,
-        {"protocol": protocol, "device": device, "workers": workers},
-        lambda done, total: console.update(f"run {done}/{total}", ""),
-    )
+    settings = {"protocol": protocol, "device": device, "workers": workers}
+
+    def on_run(done: int, total: int) -> None:
+        console.update(f"run {done}/{total}", "")
+
+    if faster is None:
+        results, summary = measure.aa(chosen, runs, settings, on_run)
+    else:
+        results, summary = measure.power(faster, runs, settings, on_run)
     console.line(f"{len(results)} runs")
     rows = [{"task": task.key, **verdict.to_dict()} for task, verdict in results]
     columns = ["task", "status", "speedup", "speedup_lo", "speedup_hi", "n_pairs", "seconds"]

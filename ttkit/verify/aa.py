@@ -1,4 +1,7 @@
-"""A/A: the reference against itself. What a measuring protocol reports when nothing changed."""
+"""A/A: the reference against itself. What a measuring protocol reports when nothing changed.
+
+And its power: how often a candidate that is faster by construction is found to be.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,27 @@ from ttkit.prompts import candidate_source
 from ttkit.tasks import Task
 from ttkit.verify.verdict import Verdict
 from ttkit.verify.verifier import Verifier
+
+ROUNDS = 100
+# Clamping again changes nothing but the time it takes.
+REPEATED = """
+import torch
+
+class Model(torch.nn.Module):
+    def __init__(self, rounds):
+        super().__init__()
+        self.rounds = rounds
+    def forward(self, x):
+        for _ in range(self.rounds):
+            x = torch.clamp(x, -2.0, 2.0)
+        return x
+
+def get_inputs():
+    return [torch.randn({rows}, 1024)]
+
+def get_init_inputs():
+    return [{rounds}]
+"""
 
 
 @dataclass(frozen=True)
@@ -51,14 +75,46 @@ def aa(
     """
     if runs < 1 or not tasks:
         raise UsageError("an A/A test needs at least one task and one run")
+    unchanged = [(task, candidate_source(task, task.forward_body)) for task in tasks]
+    return _measure(unchanged, runs, verifier_kwargs, on_run)
+
+
+def power(
+    faster: float,
+    runs: int,
+    verifier_kwargs: Mapping[str, Any] | None = None,
+    on_run: Callable[[int, int], None] | None = None,
+) -> tuple[list[tuple[Task, Verdict]], AASummary]:
+    """As `aa`, with a candidate that is `faster` times as fast as its reference: the `fast` rates
+    then are the share of runs in which that is seen.
+
+    The reference clamps a tensor of 256 KiB, on CUDA 128 MiB, `faster` times ROUNDS times over, the
+    candidate ROUNDS times, with the same result. Raises UsageError when `faster` is no
+    more than 1 or above 10.
+    """
+    if runs < 1 or not 1 < faster <= 10:
+        raise UsageError("a test of power needs a run, and a candidate 1 to 10 times faster")
+    settings = dict(verifier_kwargs or {})
+    rows = 64 if settings.get("device", "cpu") == "cpu" else 1 << 15
+    code = REPEATED.format(rounds=round(faster * ROUNDS), rows=rows)
+    task = Task("file", 0, 0, f"{faster:g}x", code)
+    body = task.forward_body.replace("self.rounds", str(ROUNDS))
+    return _measure([(task, candidate_source(task, body))], runs, settings, on_run)
+
+
+def _measure(
+    candidates: Sequence[tuple[Task, str]],
+    runs: int,
+    verifier_kwargs: Mapping[str, Any] | None,
+    on_run: Callable[[int, int], None] | None,
+) -> tuple[list[tuple[Task, Verdict]], AASummary]:
     settings = {**(verifier_kwargs or {}), "cache": None}
     results: list[tuple[Task, Verdict]] = []
-    total = runs * len(tasks)
+    total = runs * len(candidates)
     with Verifier(**settings) as verifier:
         # Runs of one task follow each other, so that its referee stays warm and, under a contended
         # protocol, `workers` runs of it share the device as candidates of one task would.
-        for task in tasks:
-            source = candidate_source(task, task.forward_body)
+        for task, source in candidates:
 
             def done(_: int, verdict: Verdict, task: Task = task) -> None:
                 results.append((task, verdict))
