@@ -445,6 +445,23 @@ CASES: tuple[Case, ...] = (
         ),
         tools=("cc",),
     ),
+    replace(
+        honest(
+            23,
+            "kernels that torch.compile makes",
+            SINES,
+            "return compiled(x, y, self.k)",
+            top="""
+@torch.compile(dynamic=True)
+def compiled(x, y, k):
+    out = x * k
+    for _ in range(4):
+        out = torch.sin(out) * 0.5 + y
+    return out
+""",
+        ),
+        tools=("c++",),
+    ),
     honest(
         23,
         "a compiled script that is called",

@@ -23,7 +23,7 @@ CASES: tuple[Case, ...] = tuple(
 )
 # One look of ten pairs, no relaunch: whether a case is caught must not hang on a narrow interval.
 QUICK = dataclasses.replace(PROTOCOLS["rigorous"], looks=(10,), warmup=2, seconds=1.0, relaunches=0)
-LIMITS = Limits(run_seconds=1.5, load_seconds=8.0, cpu_seconds=3, memory_bytes=1 << 30)
+LIMITS = Limits(run_seconds=1.5, load_seconds=15.0, cpu_seconds=12, memory_bytes=1 << 30)
 
 # What the verifier does not catch, or misnames, and why.
 GAPS: dict[str, str] = {}

@@ -89,8 +89,8 @@ def power(
     then are the share of runs in which that is seen.
 
     The reference clamps a tensor of 256 KiB, on CUDA 128 MiB, `faster` times ROUNDS times over, the
-    candidate ROUNDS times, with the same result. Raises UsageError when `faster` is no
-    more than 1 or above 10.
+    candidate ROUNDS times, with the same result. Raises UsageError when `faster` is no more than 1
+    or above 10.
     """
     if runs < 1 or not 1 < faster <= 10:
         raise UsageError("a test of power needs a run, and a candidate 1 to 10 times faster")
