@@ -20,9 +20,11 @@ from ttkit.verify.protocol import Protocol
 from ttkit.verify.sides import REFEREE_SECONDS, Outcome, RefereeHandle, Side
 
 # What reappears outside the timed call is counted when it is more than this share of the saving,
-# and called a cheat when it is surely (at this error rate) this share of the reference.
+# and called a cheat when it is surely (at this error rate, shared by the places that are looked at)
+# this share of the reference.
 DEFERRED_SHARE = 0.2
 DEFERRED_ALPHA = 0.025
+DEFERRED_PLACES = 3
 DEFERRED_FLOOR = 0.2
 # A candidate that saves less than this share of its saving when inputs come one at a time has done
 # the work of many calls in one.
@@ -167,7 +169,7 @@ class Race:
     def _check_deferred(self, pairs: Pairs, share: float) -> None:
         """Does what the candidate saves reappear at delivery, or between its turns?
 
-        If a good part does, what comes late counts as the candidate's time. It is called a
+        If a good part surely does, what comes late counts as the candidate's time. It is called a
         cheat only where this is surely a fifth of the reference or more: fused kernels leave their
         output in other caches, which moves a little time into the copy quite honestly.
         """
@@ -187,9 +189,10 @@ class Race:
             (ours.idle_cpu, theirs.idle_cpu, 0.0, between),
         ):
             extra = [(m - o - expected) / len(self.slots) for m, o in zip(mine, other, strict=True)]
-            if not statistics.median(extra) > DEFERRED_SHARE * saved:
+            middle, low, _ = timing.centre(extra, DEFERRED_ALPHA / DEFERRED_PLACES)
+            # Where little is saved, noise is a good part of it. (nan: the system told nothing.)
+            if not (middle > DEFERRED_SHARE * saved and low > 0):
                 continue
-            _, low, _ = timing.centre(extra, DEFERRED_ALPHA)
             if low > DEFERRED_FLOOR * self.record["reference_ms"] / 1e3:
                 raise Outcome(
                     "rejected",
@@ -197,7 +200,7 @@ class Race:
                     f"{low * 1e3:.3g} ms more {where}",
                     "deferred_work",
                 )
-            whole = [r / max(c + e, 1e-6) for (r, c), e in zip(pairs, extra, strict=True)]
+            whole = [r / (c + middle) for r, c in pairs]
             found = timing.interval(whole, share, self.protocol.process_spread)
             low = min(found.lo, self.record["speedup_lo"])
             self.record.update(speedup=found.speedup, speedup_lo=low, speedup_hi=found.hi)
