@@ -37,12 +37,13 @@ class Protocol:
     `futile` the speedup below which a candidate that may be faster is not pursued, and
     `process_spread` what two processes that run the same code may differ by (both ends of the
     interval are moved by that share). A candidate whose interval lies above 1, but not above
-    `relaunch_below`, is measured again in up to `relaunches` pairs of fresh processes, and its
-    interval then spans what all of them found. Correctness is looked at on an input set of each
-    kind in `variations` (some of VARIATION_NAMES), or without any on `correctness_trials` draws as
-    declared, and with `compared` on the outputs of every timed pair as well. `seconds` is the time
-    budget of one timing phase and `flush_bytes` what is written before every run to displace the
-    core's caches (on CUDA the size of the L2 cache counts).
+    `relaunch_below`, is measured again in `relaunches` pairs of fresh processes, and its interval
+    is then that of the launches; once it is no longer ahead, the interval spans what they found.
+    Correctness is looked at on an input set of each kind in `variations` (some of VARIATION_NAMES),
+    or without any on `correctness_trials` draws as declared, and with `compared` on the outputs of
+    every timed pair as well. `seconds` is the time budget of one timing phase and `flush_bytes`
+    what is written before every run to displace the core's caches (on CUDA the size of the L2 cache
+    counts).
     """
 
     name: str
@@ -85,7 +86,7 @@ RIGOROUS = Protocol(
     seconds=2.0,
     flush_bytes=4 << 20,
     process_spread=0.01,
-    relaunches=3,
+    relaunches=4,
 )
 # For rewards in training, in a third of the time: the variations that programs fail most often on,
 # and one look. Its interval has the same error rate, and is wider.

@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
+from ttkit.verify import timing
 from ttkit.verify.protocol import Limits, Protocol
 from ttkit.verify.race import PAD_BYTES, Race
 from ttkit.verify.sides import Outcome, RefereeHandle, Side
@@ -149,19 +150,25 @@ class Session:
         self.launches = [self.record["speedup"]]
 
     def take_in(self, other: Session) -> None:
-        """Add what another launch of the same candidate found: the interval spans them all."""
+        """Add what another launch of the same candidate found: the interval spans them all, until
+        `conclude`."""
         self.launches.append(other.record["speedup"])
         pairs = (*self.record["pairs"], *other.record["pairs"])
         self.record.update(
             pairs=pairs,
             reference_ms=statistics.median(r for r, _ in pairs),
             candidate_ms=statistics.median(c for _, c in pairs),
-            speedup=statistics.median(self.launches),
+            speedup=statistics.geometric_mean(self.launches),
             speedup_lo=min(self.record["speedup_lo"], other.record["speedup_lo"]),
             speedup_hi=max(self.record["speedup_hi"], other.record["speedup_hi"]),
             n_pairs=self.record["n_pairs"] + other.record["n_pairs"],
         )
         self.checks.append("relaunched")
+
+    def conclude(self) -> None:
+        """After the last launch the interval is that of what the launches found one by one."""
+        found = timing.launch_interval(self.launches, self.protocol.alpha)
+        self.record.update(speedup=found.speedup, speedup_lo=found.lo, speedup_hi=found.hi)
 
 
 def judge(result: dict[str, Any], check: str, may_mutate: bool, where: str) -> None:

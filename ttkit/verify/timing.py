@@ -84,6 +84,23 @@ def interval(ratios: Sequence[float], alpha: float, spread: float = 0.0) -> Inte
     return Interval(math.exp(middle), lo, hi, len(ratios))
 
 
+def launch_interval(speedups: Sequence[float], alpha: float) -> Interval:
+    """The speedup that the launches of a candidate show, one figure each, and its interval.
+
+    Student's t of their logarithms: what a process of its own adds to a launch, a factor that lasts
+    as long as it lives, varies between them like any other noise. `n` counts launches. Raises
+    ValueError for fewer than two.
+    """
+    from scipy.special import stdtrit  # takes longer to import than most verdicts need
+
+    if len(speedups) < 2:
+        raise ValueError("one launch says nothing of how far launches differ")
+    logs = [math.log(s) for s in speedups]
+    middle, n = statistics.fmean(logs), len(logs)
+    half = float(stdtrit(n - 1, 1 - alpha)) * statistics.stdev(logs) / math.sqrt(n)
+    return Interval(math.exp(middle), math.exp(middle - half), math.exp(middle + half), n)
+
+
 def settled(found: Interval, protocol: Protocol) -> bool:
     """Whether more pairs would change nothing that matters.
 
