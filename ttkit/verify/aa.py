@@ -88,14 +88,14 @@ def power(
     """As `aa`, with a candidate that is `faster` times as fast as its reference: the `fast` rates
     then are the share of runs in which that is seen.
 
-    The reference clamps a tensor of 256 KiB, on CUDA 128 MiB, `faster` times ROUNDS times over, the
+    The reference clamps a tensor of 1 MiB, on CUDA 128 MiB, `faster` times ROUNDS times over, the
     candidate ROUNDS times, with the same result. Raises UsageError when `faster` is no more than 1
     or above 10.
     """
     if runs < 1 or not 1 < faster <= 10:
         raise UsageError("a test of power needs a run, and a candidate 1 to 10 times faster")
     settings = dict(verifier_kwargs or {})
-    rows = 64 if settings.get("device", "cpu") == "cpu" else 1 << 15
+    rows = 256 if settings.get("device", "cpu") == "cpu" else 1 << 15
     code = REPEATED.format(rounds=round(faster * ROUNDS), rows=rows)
     task = Task("file", 0, 0, f"{faster:g}x", code)
     body = task.forward_body.replace("self.rounds", str(ROUNDS))
