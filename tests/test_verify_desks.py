@@ -303,7 +303,7 @@ def test_a_check_gives_way_between_two_cases_to_who_wants_to_time(monkeypatch):
         verifier.verify(TASKS[0], TASKS[0].code + SPINNING.format(factor=2))
     threads[0].join()
     assert events[:3] == ["case", "timing", "case"]
-    assert used[0] < 1e-3, "the candidate was not frozen"
+    assert used[0] < 0.05, "the candidate was not frozen"
 
 
 @two_cores

@@ -72,6 +72,14 @@ def test_work_put_off_is_called_what_it_is():
     assert raised.value.status == "rejected" and raised.value.flags == ("deferred_work",)
 
 
+def test_a_task_of_microseconds_is_not_a_cheat_by_noise():
+    made, pairs = race([4e-6] * N, reference=1.0e-5, candidate=0.995e-5)
+    made.record["reference_ms"] = 0.01
+    assert made.record["speedup_lo"] < 1 < made.record["speedup"]
+    made._check_deferred(pairs, 0.004)
+    assert made.record["speedup"] < 1
+
+
 def test_who_saves_nothing_is_not_asked():
     made, pairs = race([1.0] * N, reference=1.0e-3, candidate=1.1e-3)
     before = dict(made.record)
