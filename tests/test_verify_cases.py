@@ -125,6 +125,28 @@ def test_a_large_image_is_cut_down_in_all_but_its_channels(monkeypatch):
     assert made.shrunk(made.inputs())[0].nbytes < 1 << 16
 
 
+def test_a_mixture_keeps_what_inputs_promise_and_is_no_multiple_of_either():
+    one, other = torch.rand(8, 8).tril(), torch.rand(8, 8).tril()
+    index = torch.arange(8)
+    (found, same, plain), number = variations.mixed(
+        ([one, index, torch.ones(3)], 5), ([other, index.flip(0), torch.ones(4)], 6), 0.25, 2.0
+    )
+    assert torch.allclose(found, 2 * (0.25 * one + 0.75 * other)) and not found.triu(1).any()
+    assert torch.equal(same, index) and torch.equal(plain, 2 * torch.ones(3)) and number == 5
+    ratios = (found / one)[one > 0]
+    assert float(ratios.std()) > 0.1
+    assert torch.equal(variations.mixed(one, one, 0.25, 2.0), 2 * one)
+
+
+def test_inputs_that_are_dear_to_make_do_not_come_back_as_multiples():
+    made = maker(shape=(8, 64))
+    drawn = [made.pooled_inputs(2) for _ in range(6)]
+    flat = torch.stack([args[0].flatten() for sets in drawn for args in sets])
+    likeness = torch.corrcoef(flat) - torch.eye(len(flat))
+    # Of four sets that are only scaled, a fifth of all pairs are multiples of each other.
+    assert float((likeness > 1 - 1e-6).double().mean()) < 0.1
+
+
 @pytest.mark.parametrize("shape", [(300,), (17, 31), (5, 7, 11)])
 def test_in_pieces_errors_come_out_as_in_one(monkeypatch, shape):
     from ttkit.verify import correctness

@@ -125,14 +125,19 @@ class CaseMaker:
             return to_device(list(self.task.get_inputs()), self.device)
 
     def pooled_inputs(self, count: int) -> list[Any]:
-        """`count` sets for tasks whose inputs take long to make: a few, scaled anew each time."""
+        """`count` sets for tasks whose inputs take long to make: a few, mixed anew each time.
+
+        Mixed rather than scaled: a multiple of what it has met is soon recognised. Of large inputs
+        there is only one set, and no other way.
+        """
         while not self.pool or (len(self.pool) < POOL and size_of(self.pool[0]) < LARGE_BYTES):
             self.pool.append(self.inputs())
-        chosen = secret_choice(self.pool)
         sets = []
         for _ in range(count):
-            factor = 0.5 + secret_seed() / 2**56
-            sets.append(variations.vary(chosen, _Scale(factor)))
+            one = secret_choice(self.pool)
+            other = secret_choice([drawn for drawn in self.pool if drawn is not one] or [one])
+            share, factor = (secret_seed() / 2**56 for _ in range(2))
+            sets.append(variations.mixed(one, other, 0.25 + share / 2, 0.5 + factor))
         return sets
 
     def case(self, name: str, args: Any, weights: dict[str, torch.Tensor] | None = None) -> Case:
@@ -336,14 +341,6 @@ def _call(model: Any, args: Any, weights: dict[str, torch.Tensor] | None) -> Any
     if weights is None:
         return model(*args)
     return torch.func.functional_call(model, weights, tuple(args))
-
-
-class _Scale:
-    def __init__(self, factor: float):
-        self.factor = factor
-
-    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor * self.factor
 
 
 def judge(

@@ -83,6 +83,20 @@ def vary_freely(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> A
     return vary(value, lambda t: t if change is not strided and _two_valued(t) else change(t))
 
 
+def mixed(one: Any, other: Any, share: float, factor: float) -> Any:
+    """`factor` times (`share` of one and the rest of the other), tensor by tensor; integers, and
+    tensors of other shapes, are the first one's."""
+    if isinstance(one, torch.Tensor):
+        if not one.is_floating_point():
+            return one
+        if one is other or one.shape != other.shape:
+            return one * factor
+        return torch.lerp(other, one, share).mul_(factor)
+    if isinstance(one, (list, tuple)):
+        return type(one)(mixed(a, b, share, factor) for a, b in zip(one, other, strict=True))
+    return one
+
+
 def reindexed(args: Any) -> Iterator[Any]:
     """Integers in another order, so that each stays in range, and booleans drawn anew; nothing
     where there are none."""
