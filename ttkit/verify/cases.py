@@ -142,9 +142,8 @@ class CaseMaker:
 
     def case(self, name: str, args: Any, weights: dict[str, torch.Tensor] | None = None) -> Case:
         """Run the reference on `args`, natively and in float64, with other `weights` if given."""
-        with torch.no_grad():
-            case = self._native(name, args, weights)
-            case.exact = self._exact(args, case.outputs, weights)
+        case = self._native(name, args, weights)
+        case.exact = self._exact(args, case.outputs, weights)
         if not correctness.all_finite(case.exact):
             case.skipped = "the float64 reference is not finite"
         return case
@@ -169,7 +168,8 @@ class CaseMaker:
         exact: list[torch.Tensor] = []
         try:
             wide = weights and {k: correctness.to_float64(v) for k, v in weights.items()}
-            flatten(_call(self.exact, correctness.to_float64(args), wide), exact)
+            with torch.no_grad():
+                flatten(_call(self.exact, correctness.to_float64(args), wide), exact)
             exact = [_own(t) for t in exact]
         except torch.OutOfMemoryError:
             raise
@@ -188,17 +188,17 @@ class CaseMaker:
         """
         args = self.inputs()
         native = self._native("declared", args)
-        if self._small(native):
-            return self.numbered(0, "declared")
         try:
-            with torch.no_grad():
-                native.exact = self._exact(args, native.outputs)
+            native.exact = self._exact(args, native.outputs)
             errors = native.own_errors
         except torch.OutOfMemoryError:
             small = self.shrunk(args)
             if small is None:
                 raise
             errors = self.case("declared", small).own_errors
+        if self._small(native):
+            self.kept[0] = native
+            return native
         blank = [torch.empty_like(t, device="meta") for t in native.outputs]
         self.pattern = NativeCase(native, blank, errors)
         self.pattern.args = None
