@@ -62,6 +62,9 @@ def _sines(name: str, rows: int, columns: int, steps: int) -> Task:
 SINES = _sines("sines", 128, 256, 4)
 LONG = _sines("long sines", 256, 256, 60)
 BRIEF = _sines("brief sines", 4, 16, 10)
+# For a CUDA device.
+BIG = _sines("big sines", 2048, 2048, 4)
+LITTLE = _sines("little sines", 16, 256, 4)
 TINY = task("tiny", "x", "out = torch.relu(x) * 2\nreturn out", "torch.randn(8, 16)")
 
 LAYER = task(
