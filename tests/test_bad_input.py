@@ -185,8 +185,8 @@ def small_disk():
 
 def assert_the_disk_is_full(done):
     assert done.returncode == 3, done.stderr
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    line = done.stderr
+    # A kernel that is being stopped now and then falls over its own sockets and says so.
+    [line] = [line for line in done.stderr.splitlines() if "signaler.cpp" not in line]
     assert line.startswith("ttkit: ") and "the disk is full" in line
     assert "free some space and give the same command again" in line
 

