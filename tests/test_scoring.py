@@ -1,6 +1,7 @@
 """Many checkpoints against one sequence at a time."""
 
 import itertools
+import threading
 
 import pytest
 import torch
@@ -113,6 +114,31 @@ def test_what_is_scored_twice_is_read_once(model_dir, monkeypatch):
     scores = score_checkpoints(model_dir, {0: None}, CHATS * 3, IDS * 3)[0]
     assert sum(sizes) == len(PROMPTS) * 4  # of five completions, two are the same
     assert scores[: len(CHATS)] == scores[len(CHATS) : 2 * len(CHATS)]
+
+
+def test_a_large_model_is_held_once(model_dir, adapters, monkeypatch):
+    threads, seen = torch.get_num_threads(), set()
+    original = scoring._score_distinct
+
+    def spy(*given):
+        seen.add((threading.get_ident(), torch.get_num_threads()))
+        return original(*given)
+
+    monkeypatch.setattr(scoring, "_score_distinct", spy)
+    found = {}
+    for most in (scoring.SMALL_PARAMETERS, 100):
+        monkeypatch.setattr(scoring, "SMALL_PARAMETERS", most)
+        seen.clear()
+        found[most] = score_checkpoints(model_dir, {**adapters, 2: None}, CHATS, IDS)
+        if most == 100:
+            assert len(seen) == 1
+            assert {n for _, n in seen} == {threads}
+        else:
+            assert {n for _, n in seen} == {max(1, threads // scoring.WORKERS)}
+        assert torch.get_num_threads() == threads
+    small, large = found.values()
+    for label in small:
+        assert_equal(small[label], large[label])
 
 
 def test_a_batch_shrinks_where_logits_would_not_fit():

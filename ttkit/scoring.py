@@ -6,8 +6,11 @@ prompts are shared: each is read once a checkpoint, and each different completio
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +26,8 @@ Label = TypeVar("Label", bound=Hashable)
 Ids = tuple[int, ...]
 
 PROMPTS_AT_ONCE = 16
+WORKERS = 8  # at most, of a model of at most 50 million parameters: 0.2 GB each
+SMALL_PARAMETERS = 50_000_000
 LOGITS_AT_ONCE = 1 << 27  # elements: 0.5 GiB in float32, whatever the vocabulary
 
 
@@ -186,22 +191,47 @@ def score_checkpoints(
         (read[id(prompt)], _checked(ids, i, len(read[id(prompt)]), base.config))
         for i, (prompt, ids) in enumerate(zip(prompts, completions_token_ids, strict=True))
     ]
-    found: dict[Label, list[Score]] = {}
-    for done, (label, path) in enumerate(checkpoints.items(), start=1):
+    # Merged into a copy, an adapter costs no time of its own (a fifth of a small model's); weights
+    # of fewer bits would be rounded by that.
+    merge = dtype == "float32"
+    libraries = threading.Lock()  # PEFT makes no promise to threads
+
+    def under(path: str | Path | None) -> list[Score]:
         model = base
         if path is not None:
-            # Merged into a copy, an adapter costs no time of its own (a fifth of a small model's);
-            # weights of fewer bits would be rounded by that.
-            merge = dtype == "float32"
-            model = load_adapter(copy.deepcopy(base) if merge else base, path)
-            model = model.merge_and_unload() if merge else model
+            with libraries:
+                model = load_adapter(copy.deepcopy(base) if merge else base, path)
+                model = model.merge_and_unload() if merge else model
         scores = _score_distinct(model, set(pairs), tokenizer.pad_token_id, temperature, batch_size)
-        found[label] = [scores[pair] for pair in pairs]
-        if path is not None and dtype != "float32":
-            base = model.unload()
-        on_checkpoint(done, len(checkpoints))
+        if path is not None and not merge:
+            model.unload()
+        return [scores[pair] for pair in pairs]
+
+    found: dict[Label, list[Score]] = {}
+    with _side_by_side(base if merge and device == "cpu" else None) as pool:
+        results = pool.map(under, checkpoints.values())
+        for done, (label, scores) in enumerate(zip(checkpoints, results, strict=True), start=1):
+            found[label] = scores
+            on_checkpoint(done, len(checkpoints))
     _check_taken(checkpoints, found)
     return found
+
+
+@contextlib.contextmanager
+def _side_by_side(model: Any | None) -> Iterator[ThreadPoolExecutor]:
+    """If `model` is small, threads that share the cores, each with a model of its own; else one.
+
+    Two cores at one small matrix product spend much of their time waiting for each other.
+    """
+    threads = torch.get_num_threads()
+    small = model is not None and sum(p.numel() for p in model.parameters()) <= SMALL_PARAMETERS
+    workers = min(threads, WORKERS) if small else 1
+    share = threads // workers
+    try:
+        with ThreadPoolExecutor(workers, "score", torch.set_num_threads, (share,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _checked(ids: Any, i: int, prompt: int, config: Any) -> Ids:
