@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,45 +191,58 @@ def score_checkpoints(
         (read[id(prompt)], _checked(ids, i, len(read[id(prompt)]), base.config))
         for i, (prompt, ids) in enumerate(zip(prompts, completions_token_ids, strict=True))
     ]
-    # Merged into a copy, an adapter costs no time of its own (a fifth of a small model's); weights
-    # of fewer bits would be rounded by that.
-    merge = dtype == "float32"
-    libraries = threading.Lock()  # PEFT makes no promise to threads
-
-    def under(path: str | Path | None) -> list[Score]:
-        model = base
-        if path is not None:
-            with libraries:
-                model = load_adapter(copy.deepcopy(base) if merge else base, path)
-                model = model.merge_and_unload() if merge else model
-        scores = _score_distinct(model, set(pairs), tokenizer.pad_token_id, temperature, batch_size)
-        if path is not None and not merge:
-            model.unload()
-        return [scores[pair] for pair in pairs]
-
     found: dict[Label, list[Score]] = {}
-    with _side_by_side(base if merge and device == "cpu" else None) as pool:
-        results = pool.map(under, checkpoints.values())
-        for done, (label, scores) in enumerate(zip(checkpoints, results, strict=True), start=1):
-            found[label] = scores
-            on_checkpoint(done, len(checkpoints))
+    models = _under(base, checkpoints.values(), merge=dtype == "float32")
+    with _side_by_side(base) as (pool, workers):
+        labels = iter(checkpoints)
+        while together := list(itertools.islice(models, workers)):
+            scored = [
+                pool.submit(
+                    _score_distinct,
+                    *(model, set(pairs), tokenizer.pad_token_id, temperature, batch_size),
+                )
+                for model in together
+            ]
+            for future in scored:
+                scores = future.result()
+                found[next(labels)] = [scores[pair] for pair in pairs]
+                on_checkpoint(len(found), len(checkpoints))
     _check_taken(checkpoints, found)
     return found
 
 
+def _under(base: Any, paths: Iterable[str | Path | None], merge: bool) -> Iterator[Any]:
+    """`base` with each adapter on it, and bare for None; a model that was not merged is good until
+    the next is asked for.
+
+    Merged into a copy, an adapter costs no time of its own (a fifth of a small model's); weights of
+    fewer bits would be rounded by that.
+    """
+    for path in paths:
+        if path is None:
+            yield base
+        elif merge:
+            yield load_adapter(copy.deepcopy(base), path).merge_and_unload()
+        else:
+            model = load_adapter(base, path)
+            yield model
+            model.unload()
+
+
 @contextlib.contextmanager
-def _side_by_side(model: Any | None) -> Iterator[ThreadPoolExecutor]:
-    """If `model` is small, threads that share the cores, each with a model of its own; else one.
+def _side_by_side(model: Any) -> Iterator[tuple[ThreadPoolExecutor, int]]:
+    """A pool of threads that share the cores, and their number: 1 unless the model is small, on the
+    CPU, and in float32.
 
     Two cores at one small matrix product spend much of their time waiting for each other.
     """
-    threads = torch.get_num_threads()
-    small = model is not None and sum(p.numel() for p in model.parameters()) <= SMALL_PARAMETERS
-    workers = min(threads, WORKERS) if small else 1
+    threads, size = torch.get_num_threads(), sum(p.numel() for p in model.parameters())
+    alone = size > SMALL_PARAMETERS or model.device.type != "cpu" or model.dtype != torch.float32
+    workers = 1 if alone else min(threads, WORKERS)
     share = threads // workers
     try:
         with ThreadPoolExecutor(workers, "score", torch.set_num_threads, (share,)) as pool:
-            yield pool
+            yield pool, workers
     finally:
         torch.set_num_threads(threads)
 
