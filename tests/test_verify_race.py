@@ -16,20 +16,24 @@ RIGOROUS = PROTOCOLS["rigorous"]
 N = 22
 
 
-def race(delivery, idle=(0.0,) * N, reference=1.1e-3, candidate=1.0e-3):
+def race(delivery, idle=(0.0,) * N, reference=1.1e-3, candidate=1.0e-3, strides=(), conversion=0.0):
     """A race that was run: `delivery` and `idle` are what the candidate's took beyond the other's,
-    in seconds, for each pair."""
+    in seconds, for each pair; `strides` those of its output, where the other's are (), from which
+    the referee needs `conversion` seconds to copy."""
     sides = [
         types.SimpleNamespace(
             deliveries=[1e-4 + d for d in late],
-            delivery_cpu=[math.nan] * N,
+            late_cpu=[math.nan] * N,
             idle_cpu=list(rest),
-            strides=[],
+            strides=layout,
             device="cpu",
         )
-        for late, rest in ((delivery, idle), ([0.0] * N, [0.0] * N))
+        for late, rest, layout in ((delivery, idle, strides), ([0.0] * N, [0.0] * N, ()))
     ]
-    made = Race(types.SimpleNamespace(info={"slots": 1}), *sides, RIGOROUS, 1.0)
+    referee = types.SimpleNamespace(
+        info={"slots": 1}, ask=lambda op, **fields: {"seconds": conversion}
+    )
+    made = Race(referee, *sides, RIGOROUS, 1.0)
     noise = random.Random(0)
     pairs = [
         (reference * (1 + 0.01 * noise.random()), candidate * (1 + 0.01 * noise.random()))
@@ -45,7 +49,7 @@ def race(delivery, idle=(0.0,) * N, reference=1.1e-3, candidate=1.0e-3):
 def checked(delivery, **rest):
     made, pairs = race(delivery, **rest)
     before = dict(made.record)
-    made._check_deferred(pairs, 0.004)
+    made._check_deferred(pairs, 0, 1)
     return before, made.record
 
 
@@ -68,7 +72,7 @@ def test_a_good_part_that_surely_reappears_is_counted():
 def test_work_put_off_is_called_what_it_is():
     made, pairs = race([6e-4] * N, reference=1.1e-3, candidate=0.5e-3)
     with pytest.raises(Outcome, match="more when its output is fetched") as raised:
-        made._check_deferred(pairs, 0.004)
+        made._check_deferred(pairs, 0, 1)
     assert raised.value.status == "rejected" and raised.value.flags == ("deferred_work",)
 
 
@@ -76,12 +80,44 @@ def test_a_task_of_microseconds_is_not_a_cheat_by_noise():
     made, pairs = race([4e-6] * N, reference=1.0e-5, candidate=0.995e-5)
     made.record["reference_ms"] = 0.01
     assert made.record["speedup_lo"] < 1 < made.record["speedup"]
-    made._check_deferred(pairs, 0.004)
+    made._check_deferred(pairs, 0, 1)
     assert made.record["speedup"] < 1
 
 
 def test_who_saves_nothing_is_not_asked():
     made, pairs = race([1.0] * N, reference=1.0e-3, candidate=1.1e-3)
     before = dict(made.record)
-    made._check_deferred(pairs, 0.004)
+    made._check_deferred(pairs, 0, 1)
     assert made.record == before
+
+
+def test_what_one_delivery_of_many_calls_took_is_seen_where_calls_come_alone():
+    """Left to the delivery, the only output that is fetched costs a sixteenth of a turn."""
+    lazy = [1.0e-3] * N
+    made, pairs = race(lazy, reference=1.1e-3, candidate=0.1e-3)
+    made._check_deferred(pairs, 0, 16)
+    assert made.record["speedup_lo"] > 5
+    with pytest.raises(Outcome, match="more when its output is fetched"):
+        made._check_deferred(pairs, 0, 1)
+
+
+def test_an_output_of_another_layout_pays_for_its_conversion_and_is_no_cheat():
+    made, pairs = race(
+        [0.5e-3] * N, reference=1.1e-3, candidate=0.5e-3, strides=[[1, 64]], conversion=1e-3
+    )
+    made._check_deferred(pairs, 0, 16)  # whole, not a sixteenth: each output has to be converted
+    assert 1.05 < made.record["speedup"] < 1.15
+    made, pairs = race(
+        [0.8e-3] * N, reference=1.1e-3, candidate=0.5e-3, strides=[[1, 64]], conversion=1e-3
+    )
+    made._check_deferred(pairs, 0, 16)
+    assert made.record["speedup"] < 1
+    made, pairs = race([0.8e-3] * N, candidate=0.5e-3, strides=[[1, 64]], conversion=3e-4)
+    with pytest.raises(Outcome, match="more when its output is fetched"):
+        made._check_deferred(pairs, 0, 16)  # what the referee can do in 0.3 ms took 0.9
+
+
+def test_an_expanded_output_has_yet_to_be_written():
+    made, pairs = race([0.0] * N, reference=1.1e-3, candidate=0.95e-3, strides=[[1, 0]])
+    made._check_deferred(pairs, 0, 1)  # 0.1 ms of delivery, as long as the reference's
+    assert 1.02 < made.record["speedup"] < 1.08

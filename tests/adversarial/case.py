@@ -53,10 +53,12 @@ CLASSES = {
 VALUES = frozenset(
     (
         "values_declared",
+        "values_touched",
         "values_negated",
         "values_scaled",
         "values_large",
         "values_small",
+        "values_absolute",
         "values_shifted",
         "values_noncontiguous",
         "values_other_shapes",

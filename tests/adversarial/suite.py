@@ -11,10 +11,10 @@ import torch
 
 from ttkit.verify import PROTOCOLS, Limits, Verdict, Verifier
 
-from . import gpu, harness, isolation, kernels, memory, phases, timing, values
+from . import adaptive, gpu, harness, isolation, kernels, memory, phases, timing, values
 from .case import CLASSES, Case
 
-PARTS = (values, memory, timing, phases, harness, isolation, gpu, kernels)
+PARTS = (values, memory, timing, phases, harness, isolation, adaptive, gpu, kernels)
 CASES: tuple[Case, ...] = tuple(
     sorted(
         (case for part in PARTS for case in part.CASES),

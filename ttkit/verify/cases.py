@@ -14,10 +14,11 @@ import torch
 
 from ttkit.verify import correctness, variations
 from ttkit.verify.arena import flatten, place
-from ttkit.verify.worker import Runner, seed_all, to_device
+from ttkit.verify.worker import Runner, kind_of, seed_all, to_device
 
 # A reference that disagrees so much with float64, or with its own second run, is no yardstick.
-UNUSABLE_ERROR, UNUSABLE_SPREAD = 0.1, 1e-3
+# Where nearly all of its output is NaN, so may a candidate's be.
+UNUSABLE_ERROR, UNUSABLE_SPREAD, UNUSABLE_NANS = 0.1, 1e-3, 0.9
 # A variation on which the reference itself is no better than this says nothing of a candidate.
 VAGUE_ERROR = 1e-2
 POOL = 4
@@ -63,6 +64,11 @@ class Case:
             0.0 if yardstick is None else yardstick.error(correctness.as_real(y))
             for y, yardstick in zip(self.outputs, self.yardsticks, strict=True)
         ]
+
+    @property
+    def finite(self) -> bool:
+        """Whether the float64 run's outputs are finite throughout."""
+        return correctness.all_finite(self.exact)
 
     @property
     def reference_errors(self) -> list[float]:
@@ -115,6 +121,9 @@ class CaseMaker:
         self.kept: dict[int, Case] = {}
         self.pool: list[Any] = []
         self.mutates = True  # until it is known
+        # How inputs for timing may be touched: with other signs, without, or not at all.
+        self.signs: bool | None = None
+        self.touched_errors: list[float] = []
         # Where case 0 is not kept: what it is without inputs and answers, but with its errors.
         self.pattern: NativeCase | None = None
 
@@ -140,11 +149,20 @@ class CaseMaker:
             sets.append(variations.mixed(one, other, 0.25 + share / 2, 0.5 + factor))
         return sets
 
+    def timed_errors(self, case: Case) -> list[float]:
+        """The reference's own errors on inputs like those of `case`, touched or not."""
+        touched = self.touched_errors or case.own_errors
+        return [max(pair) for pair in zip(case.own_errors, touched, strict=True)]
+
+    def touched(self, args: Any) -> Any:
+        """`args` with a few elements changed as in the variation, if the reference bears that."""
+        return args if self.signs is None else variations.touched(args, self.signs)
+
     def case(self, name: str, args: Any, weights: dict[str, torch.Tensor] | None = None) -> Case:
         """Run the reference on `args`, natively and in float64, with other `weights` if given."""
         case = self._native(name, args, weights)
         case.exact = self._exact(args, case.outputs, weights)
-        if not correctness.all_finite(case.exact):
+        if not case.finite:
             case.skipped = "the float64 reference is not finite"
         return case
 
@@ -154,7 +172,7 @@ class CaseMaker:
         with torch.no_grad():
             tree = flatten(_call(self.runner.model, given, weights), tensors)
             case = Case(name, args, [_own(t) for t in tensors], [], tree)
-        case.types = tuple(type(t).__name__ for t in tensors)
+        case.types = tuple(map(kind_of, tensors))
         case.weights = None if weights is None else list(weights.values())
         return case
 
@@ -177,7 +195,11 @@ class CaseMaker:
             # No float64 kernel, or the code fixes a dtype: the native run is the yardstick.
             exact = []
         if [t.shape for t in exact] != [t.shape for t in outputs]:
-            exact = [correctness.to_float64(t) for t in outputs]
+            return [correctness.to_float64(t) for t in outputs]
+        # What no number of the native type is near to overflows there, and is right to.
+        for y64, y in zip(exact, outputs, strict=True):
+            if y.is_floating_point() and y64.is_floating_point() and y64.numel():
+                correctness.overflow_(y64, torch.finfo(y.dtype).max)
         return exact
 
     def first(self) -> Case:
@@ -251,16 +273,28 @@ class CaseMaker:
             choices = variations.reshaped(args)
         elif name == variations.ROWS:
             choices = variations.enlarged(args)
+        elif name == variations.TOUCHED:
+            # Of the very inputs that were met before, where those are kept: what is remembered by a
+            # part of them is then wrong.
+            args = self.kept[0].args if 0 in self.kept else args
+            choices = (variations.touched(args, signs) for signs in (True, False))
+        elif name == "absolute" and 0 in self.kept and self.kept[0].finite:
+            return Case(name, None, [], [], skipped="what is declared has finite answers")
         else:
-            choices = [variations.vary_freely(args, variations.VALUES[name])]
+            ways = [variations.VALUES[name]]
+            if name == "large":
+                ways.append(variations.less_large)
+            choices = (variations.vary_freely(args, way) for way in ways)
         why = "there is none"
-        for choice in choices:
+        for number, choice in enumerate(choices):
             try:
                 case = self.case(name, choice, weights)
             except Exception as error:  # whatever the reference raises: it does not take them
                 why = f"the reference raises {error!r:.80}"
                 continue
             if not case.skipped:
+                if name == variations.TOUCHED:
+                    self.signs, self.touched_errors = number == 0, case.own_errors
                 return case
             why = case.skipped
         return Case(name, None, [], [], skipped=why)
@@ -300,7 +334,11 @@ class CaseMaker:
     def renew(self) -> None:
         """Forget one kept case, so that what is kept does not stay the same for long."""
         if self.kept:
-            self.kept.pop(secret_choice(list(self.kept)))
+            number = secret_choice(list(self.kept))
+            self.kept.pop(number)
+            if number == 0:
+                # What touches it goes with it.
+                self.kept = {k: c for k, c in self.kept.items() if c.name != variations.TOUCHED}
 
     def habits(self, case: Case) -> dict[str, Any]:
         """What the reference itself does cannot be held against a candidate; is it usable?"""
@@ -318,7 +356,9 @@ class CaseMaker:
         unusable = ""
         for y, error, second in zip(case.outputs, case.own_errors, again, strict=True):
             if y.is_floating_point():
-                if correctness.relative_error(second, y) > UNUSABLE_SPREAD:
+                if y.numel() and y.isnan().double().mean() > UNUSABLE_NANS:
+                    unusable = "most of what the reference returns is not a number"
+                elif correctness.relative_error(second, y) > UNUSABLE_SPREAD:
                     unusable = "the reference gives another answer each time it runs"
                 elif error > UNUSABLE_ERROR:
                     unusable = "the reference disagrees with its own float64 run"

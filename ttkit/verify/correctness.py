@@ -48,6 +48,13 @@ def to_float64(value: Any) -> Any:
     return value
 
 
+def overflow_(y64: torch.Tensor, largest: float) -> None:
+    """Make what is beyond `largest` infinite, in place."""
+    low, high = (float(end) for end in torch.aminmax(y64))
+    if not -largest <= low <= high <= largest:  # or NaN
+        y64.masked_fill_(y64 > largest, math.inf).masked_fill_(y64 < -largest, -math.inf)
+
+
 class Yardstick:
     """A tensor that others are compared with, in float64; what does not depend on them is kept."""
 

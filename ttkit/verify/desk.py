@@ -37,9 +37,6 @@ from ttkit.verify.verdict import Verdict
 WARM_REFEREES = 2
 # Words of a source that may take long to compile; who writes them in vain only waits longer.
 COMPILERS = r"\b(compile|triton|load_inline|cpp_extension|jit|cupy|numba|tilelang|cutlass)\b"
-FDS = ("inputs", "output", "twin_output", "weights")
-CANDIDATE_FDS = ("inputs", "output", "weights")
-TWIN_FDS = ("inputs", "twin_output", "weights")
 _user_ids = itertools.count(FIRST_UID + int.from_bytes(os.urandom(3), "little"))
 
 
@@ -160,6 +157,8 @@ class Desk:
                         referee, side, self.room.protocol, self.room.limits, self._give_way
                     )
                     session.check_values()
+                    # Frozen, it cannot meddle with the reference, nor slow it down.
+                    side.set_aside()
                     twin = referee.twin or stack.enter_context(self._twin(task, referee))
                     session.prepare(twin)
                     # Nothing that waits may disturb what another desk times meanwhile.
@@ -209,7 +208,8 @@ class Desk:
                 elif number % 2 == 0:
                     twin = stack.enter_context(self._twin(task, referee))
                 candidate = stack.enter_context(self._side(source, task, trusted=False))
-                candidate.load(referee.info, _pick(referee.fds, CANDIDATE_FDS))
+                candidate.load(referee.info, referee.fds[False])
+                candidate.set_aside()
                 if referee.twin is None and number % 2:
                     twin = stack.enter_context(self._twin(task, referee))
                 again = Session(referee, candidate, protocol, self.room.limits)
@@ -236,8 +236,7 @@ class Desk:
         """The reference in a process exactly like a candidate's."""
         source = f"{task.code}\n\n\nclass ModelNew(Model):\n    pass\n"
         with self._side(source, task, trusted=True) as side:
-            info = {**referee.info, "output_handle": referee.info["twin_output_handle"]}
-            side.load(info, _pick(referee.fds, TWIN_FDS))
+            side.load(referee.info, referee.fds[True])
             yield side
 
     def _keep_twin(self, task: Task, referee: RefereeHandle) -> Side:
@@ -270,8 +269,8 @@ class Desk:
             info, fds = ask_referee(worker, load)
             if info["unusable"]:
                 raise InfraError(info["unusable"])
-            named = dict(zip(FDS if self.room.device == "cpu" else FDS[-1:], fds, strict=True))
-            handle = RefereeHandle(worker, info, named)
+            half = len(fds) // 2
+            handle = RefereeHandle(worker, info, {False: fds[:half], True: fds[half:]})
             if self.room.device != "cpu":
                 self._keep_twin(task, handle)
             self.referees[task.sha256] = handle
@@ -288,7 +287,7 @@ class Desk:
         if handle is not None:
             handle.stack.close()
             handle.worker.end()
-            for fd in handle.fds.values():
+            for fd in itertools.chain(*handle.fds.values()):
                 os.close(fd)
 
     def _directory(self, files: dict[str, str]) -> str:
@@ -321,6 +320,7 @@ class Desk:
             "pid_namespace": role == "candidate" and cpu,
             "limits": {
                 "uid": uid,
+                "ipc_namespace": cpu,  # CUDA shares memory through it
                 "cpu_seconds": limits.cpu_seconds if cpu else limits.cpu_seconds_cuda,
                 "memory_bytes": limits.memory_bytes if cpu else 0,
                 "processes": limits.processes,
@@ -365,7 +365,7 @@ class Candidate:
             open_side = self._desk._side(self.source, self._task, trusted=False)
             side = self._stack.enter_context(open_side)
             try:
-                side.load(self._referee.info, _pick(self._referee.fds, CANDIDATE_FDS))
+                side.load(self._referee.info, self._referee.fds[False])
             finally:
                 self.guards = side.guards
             side.set_aside()
@@ -386,10 +386,6 @@ class Candidate:
 
 def _why(error: Exception) -> str:
     return str(error) if isinstance(error, InfraError) else f"the system refused: {error}"
-
-
-def _pick(fds: dict[str, int], names: tuple[str, ...]) -> list[int]:
-    return [fds[name] for name in names if name in fds]
 
 
 def _describe(record: dict[str, Any]) -> str:

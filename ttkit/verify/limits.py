@@ -21,7 +21,7 @@ from ttkit.verify import syscalls
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP = 1, 4, 24
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
 CLONE_NEWUSER, CLONE_NEWNET, CLONE_NEWPID = 0x10000000, 0x40000000, 0x20000000
-CLONE_NEWNS = 0x20000
+CLONE_NEWNS, CLONE_NEWIPC = 0x20000, 0x08000000
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 0x1000, 0x4000, 1 << 18
 SYS_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY = 442, -100, 0x8000, 1
 SIGKILL = 9
@@ -114,10 +114,12 @@ def apply(spec: dict[str, Any]) -> dict[str, bool]:
 
     Called once, before anything of the candidate is read, in its scratch directory. Keys of
     `spec`: `uid` (or None), and the numbers of `Limits` as `cpu_seconds`, `memory_bytes`
-    (0: none), `processes`, `open_files`, `file_bytes`, `scratch_bytes`.
+    (0: none), `processes`, `open_files`, `file_bytes`, `scratch_bytes`; and `ipc_namespace`,
+    whether to enter one.
     """
     active = {"parent_death_signal": _prctl(PR_SET_PDEATHSIG, SIGKILL)}
     active["network_namespace"] = _unshare(CLONE_NEWNET)
+    active["ipc_namespace"] = spec["ipc_namespace"] and _unshare(CLONE_NEWIPC)
     active["read_only_files"] = _read_only_files(spec["scratch_bytes"], spec["uid"])
     for name, which, amount in (
         ("cpu_limit", resource.RLIMIT_CPU, spec["cpu_seconds"]),
@@ -125,6 +127,7 @@ def apply(spec: dict[str, Any]) -> dict[str, bool]:
         ("open_files_limit", resource.RLIMIT_NOFILE, spec["open_files"]),
         ("file_size_limit", resource.RLIMIT_FSIZE, spec["file_bytes"]),
         ("no_core_files", resource.RLIMIT_CORE, 0),
+        ("pending_signals_limit", resource.RLIMIT_SIGPENDING, 64),
     ):
         if name == "memory_limit":
             if not amount:

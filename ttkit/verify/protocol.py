@@ -9,16 +9,18 @@ from dataclasses import asdict, dataclass, replace
 from ttkit.errors import UsageError
 
 # All kinds of input sets in the order of use (ttkit.verify.variations): the declared one finds most
-# wrong candidates; of large inputs all others are cut down, so that other shapes have to come
-# before other values.
+# wrong candidates, and has to come right before the one that touches it; of large inputs all others
+# are cut down, so that other shapes have to come before other values.
 VARIATION_NAMES = (
     "declared",
+    "touched",
     "other_shapes",
     "more_rows",
     "negated",
     "scaled",
     "large",
     "small",
+    "absolute",
     "shifted",
     "noncontiguous",
     "other_indices",

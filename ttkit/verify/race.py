@@ -130,7 +130,7 @@ class Race:
         self.checks += ["values_timed", "child_process", "more_cores", "deferred_work"]
         self._check_device()
         self._check_cores()
-        self._check_deferred(pairs, timing.spend(self.protocol.looks, self.protocol.alpha)[0])
+        self._check_deferred(pairs, 0, len(self.slots))
         self._check_batched(pairs)
         self._check_limit()
 
@@ -167,37 +167,44 @@ class Race:
             text = f"its timed runs used {used * 1e3:.3g} ms of CPU time in {lasted * 1e3:.3g} ms"
             raise Outcome("rejected", text, "more_cores")
 
-    def _check_deferred(self, pairs: Pairs, share: float) -> None:
-        """Does what the candidate saves reappear at delivery, or between its turns?
+    def _check_deferred(self, pairs: Pairs, first: int, calls: int) -> None:
+        """Does what the candidate saves in `pairs` reappear after its answer, or between its turns?
 
-        If a good part surely does, what comes late counts as the candidate's time. It is called a
-        cheat only where this is surely a fifth of the reference or more: fused kernels leave their
-        output in other caches, which moves a little time into the copy quite honestly.
+        Looked at are the turns from `first` on, of `calls` calls each. If a good part of the saving
+        surely does, what comes late counts as the candidate's time. It is called a cheat only where
+        this is surely a fifth of the reference or more: fused kernels leave their output in other
+        caches, which moves a little time into the copy quite honestly. An output of another layout
+        than the reference's has yet to be brought into that: all that its delivery takes longer
+        counts, and no more of it than the referee needs to do that is honest. An expanded one has
+        yet to be written: its delivery counts whole.
         """
         saved = _saved(pairs)
-        if not self.record["speedup"] > 1 or saved <= 0:
-            return
-        # Nobody cheats to be no faster: on a task of microseconds that would be noise.
-        ahead = self.record["speedup_lo"] > 1
-        usual = 0.0
-        if self.candidate.strides != self.reference.strides:
-            usual = max(self._yardstick() - statistics.median(self.reference.deliveries), 0.0)
+        ours, theirs = self.candidate, self.reference
+        converted = ours.strides != theirs.strides and self.record["speedup"] > 1 and saved > 0
+        expanded = _expanded(ours) and not _expanded(theirs)
+        written = [self.null] * len(theirs.deliveries) if expanded else theirs.deliveries
+        usual = max(self._yardstick() - statistics.median(written), 0.0) if converted else 0.0
         # By the wall clock, and by the CPU time that the kernel charges, which other processes on
         # the machine do not disturb.
-        ours, theirs = self.candidate, self.reference
-        fetched, between = "when its output is fetched", "between its turns"
-        for mine, other, expected, where in (
-            (ours.delivery_cpu, theirs.delivery_cpu, usual, fetched),
-            (ours.deliveries, theirs.deliveries, usual, fetched),
-            (ours.idle_cpu, theirs.idle_cpu, 0.0, between),
+        for mine, other, where in (
+            (ours.late_cpu, theirs.late_cpu, "after its answer"),
+            (ours.deliveries, written, "when its output is fetched"),
+            (ours.idle_cpu, theirs.idle_cpu, "between its turns"),
         ):
-            extra = [(m - o - expected) / len(self.slots) for m, o in zip(mine, other, strict=True)]
+            if not self.record["speedup"] > 1 or saved <= 0:
+                return
+            # Nobody cheats to be no faster: on a task of microseconds that would be noise.
+            ahead = self.record["speedup_lo"] > 1
+            conversion = converted and mine is not ours.idle_cpu
+            # One output of a turn is delivered, however many calls it was of.
+            per = 1 if conversion else calls
+            extra = [(m - o) / per for m, o in zip(mine[first:], other[first:], strict=True)]
             middle, low, _ = timing.centre(extra, DEFERRED_ALPHA / DEFERRED_PLACES)
             # Where little is saved, noise is a good part of it. (nan: the system told nothing.)
-            if not (middle > DEFERRED_SHARE * saved and low > 0):
+            if not (middle > 0 if conversion else middle > DEFERRED_SHARE * saved and low > 0):
                 continue
             floor = DEFERRED_FLOOR * self.record["reference_ms"] / 1e3
-            if ahead and low > max(floor, DEFERRED_SECONDS / len(self.slots)):
+            if ahead and low - conversion * usual / per > max(floor, DEFERRED_SECONDS / per):
                 raise Outcome(
                     "rejected",
                     f"it saves {saved * 1e3:.3g} ms in the timed call but takes at least "
@@ -205,6 +212,7 @@ class Race:
                     "deferred_work",
                 )
             whole = [r / (c + middle) for r, c in pairs]
+            share = timing.spend(self.protocol.looks, self.protocol.alpha)[0]
             found = timing.interval(whole, share, self.protocol.process_spread)
             low = min(found.lo, self.record["speedup_lo"])
             self.record.update(speedup=found.speedup, speedup_lo=low, speedup_hi=found.hi)
@@ -216,11 +224,12 @@ class Race:
         except InfraError:
             # Strides that no tensor can have are the candidate's doing, not the referee's.
             raise Outcome("rejected", "it reported impossible strides", "output_type") from None
-        return found["seconds"] + self.null if found["seconds"] else 0.0
+        return found["seconds"] + self.null
 
     def _check_batched(self, pairs: Pairs) -> None:
         """A run of many short calls hands over all their inputs at once. With one input at a time,
-        and nothing but poison in the other slots, a call has to save what it saved before.
+        and nothing but poison in the other slots, a call has to save what it saved before, and must
+        not have left that to the delivery: of many outputs only one is delivered.
 
         The round trip of a single call is the same for both sides and drops out of the difference.
         """
@@ -229,6 +238,7 @@ class Race:
         self.checks.append("batched_calls")
         # What it surely saves: a narrow winner by chance must not be taken for a cheat.
         _, saved, _ = timing.centre([r - c for r, c in pairs], DEFERRED_ALPHA)
+        first = len(self.candidate.deliveries)
         singles = [self._pair([self.random.choice(self.slots)]) for _ in range(BATCHED_PAIRS)]
         _, _, high = timing.centre([r - c for r, c in singles], DEFERRED_ALPHA)
         if high < BATCHED_SHARE * saved:
@@ -238,6 +248,7 @@ class Race:
                 f"together, at most {high * 1e3:.3g} ms when one comes alone",
                 "batched_calls",
             )
+        self._check_deferred(pairs, first, 1)
 
     def _check_limit(self) -> None:
         self.checks.append("impossible_speed")
@@ -275,6 +286,10 @@ class Race:
             reference_ms=statistics.median(r for r, _ in pairs) * 1e3,
             candidate_ms=statistics.median(c for _, c in pairs) * 1e3,
         )
+
+
+def _expanded(side: Side) -> bool:
+    return any(0 in steps for steps in side.strides)
 
 
 def _saved(pairs: Pairs) -> float:

@@ -1,8 +1,8 @@
 """The trusted worker of one task: inputs from secret seeds, expected answers, comparisons.
 
 It runs the reference and nothing else, is kept warm between candidates of a task, and never shares
-a process with one. What a candidate can reach is the inputs and a place for its output, poisoned
-before every run. Expected answers stay in this process's own memory.
+a process with one. What a candidate can reach is its own copy of the weights and inputs and a place
+for its output, poisoned before every run. Expected answers stay in this process's own memory.
 
 The reference is timed in a twin of the candidate's process, not here: a process that has just
 written the inputs and flushed the caches runs on without a context switch, and beat an identical
@@ -16,6 +16,7 @@ import os
 import random
 import statistics
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -52,8 +53,38 @@ PAGE, POISON = 4096, 16
 NOTHING = Case("none", None, [], [])
 
 
+@dataclass
+class Shared:
+    """The memory that one side of a pair shares with the referee.
+
+    Each side has its own, or the candidate could write what the reference reads. Only on CUDA,
+    where an allocation cannot be taken apart and whoever waits has nothing running, the inputs of
+    both lie in one place.
+    """
+
+    inputs: Arena
+    output: Arena
+    weights: Arena
+
+    @property
+    def fds(self) -> list[int]:
+        return [a.fd for a in (self.inputs, self.output, self.weights) if a.fd >= 0]
+
+    def describe(self) -> dict[str, Any]:
+        """What the other process needs to find it, besides the descriptors."""
+        return {
+            "input_size": self.inputs.size,
+            "input_handle": self.inputs.handle,
+            "output_size": self.output.size,
+            "output_handle": self.output.handle,
+            "weights_size": self.weights.size,
+        }
+
+
 class Referee:
     """Answers the judge's requests about one task."""
+
+    turn: Shared  # that of the side whose turn it is
 
     def __init__(self, channel: Channel, spec: dict[str, Any]):
         self.channel = channel
@@ -96,7 +127,7 @@ class Referee:
         runner = Runner(task.Model, task, seed, self.device)
         # The float64 copy is taken before any run could change a buffer of the model.
         self.cases = CaseMaker(task, runner, self.device, KEEP_BYTES[self.kind])
-        weights = self._share_weights(runner.model)
+        weights = self._describe_weights(runner.model)
         self.cases.inputs()
         started = time.perf_counter()
         args = self.cases.inputs()
@@ -122,27 +153,17 @@ class Referee:
         self.slot_bytes += -self.slot_bytes % 256
         if input_bytes > LARGE_BYTES:
             self.slot_bytes = input_bytes + 4096 - input_bytes % 256
-        self.inputs = Arena(self.slot_bytes * self.slots, self.device)
-        # One place for each side's output: neither ever sees what the other delivered.
         room = output_bytes + (output_bytes >> 2 if output_bytes <= LARGE_BYTES else 0) + 4096
-        self.output, self.twin_output = Arena(room, self.device), Arena(room, self.device)
+        self._share(self.slot_bytes * self.slots, room)
         # Fresh inputs for every pair where making them does not dwarf the pair itself.
         self.fresh = make_ms <= 4 * reference_ms + 5.0
         self.flush_buffer = self._flush_buffer(message["flush_bytes"])
         return {
-            # On CUDA only the weights lie in a file; the rest goes by its handle.
-            "fds": [
-                a.fd
-                for a in (self.inputs, self.output, self.twin_output, self.weights)
-                if a.fd >= 0
-            ],
-            "input_size": self.inputs.size,
-            "input_handle": self.inputs.handle,
-            "output_size": self.output.size,
-            "output_handle": self.output.handle,
-            "twin_output_handle": self.twin_output.handle,
+            # On CUDA only the weights lie in files; the rest goes by its handle.
+            "fds": [fd for shared in self.shared.values() for fd in shared.fds],
+            "candidate": self.shared[False].describe(),
+            "twin": self.shared[True].describe(),
             "weights": weights,
-            "weights_size": self.weights.size,
             "seed": seed,
             "slots": self.slots,
             "reference_ms": reference_ms,
@@ -172,18 +193,28 @@ class Referee:
         self._synchronize()
         return time.perf_counter() - started
 
-    def _share_weights(self, model: Any) -> dict[str, Any]:
+    def _describe_weights(self, model: Any) -> dict[str, Any]:
         state = model.state_dict() if isinstance(model, torch.nn.Module) else {}
-        specs, size = place(list(state.values()), 0)
-        self.weights = Arena(max(size, 1), "cpu")
+        specs, self.weights_size = place(list(state.values()), 0)
         self.state = list(zip(specs, (v.clone() for v in state.values()), strict=True))
-        self._write_weights()
         return dict(zip(state, specs, strict=True))
 
-    def _write_weights(self, values: list[torch.Tensor] | None = None) -> None:
+    def _share(self, input_size: int, output_size: int) -> None:
+        """Make the memory of both sides, by whether the side is trusted."""
+        inputs = None
+        self.shared: dict[bool, Shared] = {}
+        for trusted in (False, True):
+            if inputs is None or self.kind == "cpu":
+                inputs = Arena(input_size, self.device)
+            output = Arena(output_size, self.device)
+            weights = Arena(max(self.weights_size, 1), "cpu")
+            self.shared[trusted] = Shared(inputs, output, weights)
+            self._write_weights(trusted)
+
+    def _write_weights(self, trusted: bool, values: list[torch.Tensor] | None = None) -> None:
         own = [value for _, value in self.state]
         for (spec, _), value in zip(self.state, values or own, strict=True):
-            self.weights.view(spec).copy_(value)
+            self.shared[trusted].weights.view(spec).copy_(value)
 
     def do_renew(self, message: dict[str, Any]) -> dict[str, Any]:
         """Before each candidate the weights are written again, and now and then a case is replaced.
@@ -193,15 +224,16 @@ class Referee:
         self.served += 1
         if self.served % RENEW_EVERY == 0:
             self.cases.renew()
-        self._write_weights()
+        self._write_weights(trusted=False)
         return {}
 
     # Correctness -----------------------------------------------------------------------------
 
     def do_check_begin(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Put case `number` into the shared memory and say where it lies."""
+        """Put case `number` into the memory of one side and say where it lies."""
         # The last ones are let go before others take memory.
         self.case, self.current, self.watched = NOTHING, [], []
+        self.turn = self.shared[message["trusted"]]
         if message["judged"]:
             case = self.cases.numbered(message["number"], message["name"])
         else:
@@ -212,15 +244,15 @@ class Referee:
         if case.skipped:
             return {"name": case.name, "skipped": case.skipped}
         self._release()
-        ends = (size_of(case.args), self.slot_bytes), (size_of(case.outputs), self.output.size)
+        ends = (size_of(case.args), self.slot_bytes), (size_of(case.outputs), self.turn.output.size)
         if any(needed > room for needed, room in ends):
             return {"name": case.name, "skipped": "there is no room for more rows of large tensors"}
         self.case_set = self._describe_set(case.args, 0)
         self._write(case.args, self.case_set)
-        self.watched = [(case.args, self.case_set)]
+        self.watched = [] if message["trusted"] else [(case.args, self.case_set)]
         if case.weights is not None:
-            self._write_weights(case.weights)
-        self._poison(self.output, self.twin_output)
+            self._write_weights(False, case.weights)
+        self._poison()
         self._release()
         return {
             "name": case.name,
@@ -237,29 +269,35 @@ class Referee:
         """
         self._look_for_changes()
         if not self.habits["aliases"]:
-            pages = self.inputs.base[: self.inputs.size // PAGE * PAGE].view(-1, PAGE)
+            inputs = self.turn.inputs
+            pages = inputs.base[: inputs.size // PAGE * PAGE].view(-1, PAGE)
             start = secret_seed() % (PAGE // POISON) * POISON
             pages[:, start : start + POISON] = 255
-            self.inputs.base[:POISON] = 255
+            inputs.base[:POISON] = 255
             self._synchronize()
         return {}
 
     def do_check_end(self, message: dict[str, Any]) -> dict[str, Any]:
         """Compare what was delivered with the case."""
         self._look_for_changes()
-        delivered = [self.output.view(spec) for spec in _output_specs(self.case)]
+        delivered = self._delivered(trusted=False)
         found = judge(self.case, delivered, message["values"], values_of(self.case.tree))
         return {**found, "mutated": self.mutated}
 
     def do_own_weights(self, message: dict[str, Any]) -> dict[str, Any]:
         """The weights in the shared memory are the task's own again."""
-        self._write_weights()
+        self._write_weights(trusted=False)
         return {}
 
+    def _delivered(self, trusted: bool) -> list[torch.Tensor]:
+        output = self.shared[trusted].output
+        return [output.view(spec) for spec in _output_specs(self.case)]
+
     def _mutated(self, args: Any, described: dict[str, Any]) -> bool:
-        """Whether inputs in the shared memory differ from `args`: of large ones a random part."""
+        """Whether the candidate's inputs differ from `args`; of large ones a random part counts."""
         for tensor, spec in zip(_tensors(args), described["tensors"], strict=True):
-            there, part = self.inputs.view(spec), LARGE_BYTES // tensor.element_size()
+            there = self.shared[False].inputs.view(spec)
+            part = LARGE_BYTES // tensor.element_size()
             if tensor.numel() > part and tensor.is_contiguous():
                 start = secret_seed() % (tensor.numel() - part)
                 there, tensor = (t.view(-1)[start : start + part] for t in (there, tensor))
@@ -273,21 +311,20 @@ class Referee:
         tensors: list[torch.Tensor] = []
         tree = flatten(list(args), tensors)
         specs, end = place(tensors, slot * self.slot_bytes)
-        if end > self.inputs.size:
+        if end > self.shared[False].inputs.size:
             raise RuntimeError("the inputs grew beyond the room made for them")
         return {"tree": tree, "tensors": specs}
 
     def _write(self, args: Any, described: dict[str, Any]) -> None:
         for tensor, spec in zip(_tensors(args), described["tensors"], strict=True):
-            self.inputs.view(spec).copy_(tensor)
+            self.turn.inputs.view(spec).copy_(tensor)
 
     def _describe_output(self, case: Case) -> dict[str, Any]:
         return {"tree": case.tree, "types": list(case.types), "tensors": _output_specs(case)}
 
-    def _poison(self, *outputs: Arena) -> None:
+    def _poison(self) -> None:
         # Every byte 0xFF: NaN in all floating types, -1 in signed integers.
-        for output in outputs:
-            output.base.fill_(255)
+        self.turn.output.base.fill_(255)
         self._synchronize()
 
     def _synchronize(self) -> None:
@@ -298,11 +335,11 @@ class Referee:
 
     def do_timing_begin(self, message: dict[str, Any]) -> dict[str, Any]:
         self.case, self.current = self.cases.unanswered(), []
+        self.errors = self.cases.timed_errors(self.case)
         # Draws made for earlier candidates serve again: no process meets one of them twice.
         self.unseen = random.SystemRandom().sample(self.deck, len(self.deck))
         self.do_draw(message)
         self.sets = [self._describe_set(args, i) for i, args in enumerate(self.current)]
-        self.targets = [self.twin_output.view(spec) for spec in _output_specs(self.case)]
         self.watched, self.mutated = [], False
         self._release()
         return {"sets": self.sets, "output": self._describe_output(self.case)}
@@ -318,8 +355,8 @@ class Referee:
         elif self.unseen:
             self.current = self.unseen.pop()
         else:
-            self.current = [self.cases.inputs() for _ in range(self.slots)]
-            if (len(self.deck) + 1) * self.inputs.size <= DECK_BYTES[self.kind]:
+            self.current = [self.cases.touched(self.cases.inputs()) for _ in range(self.slots)]
+            if (len(self.deck) + 1) * self.slots * self.slot_bytes <= DECK_BYTES[self.kind]:
                 self.deck.append(self.current)
         return {}
 
@@ -327,12 +364,13 @@ class Referee:
         """Before every run of either side: its inputs written anew, its output poisoned, caches
         flushed. Slots that it is not to use hold nothing but poison."""
         slots = message["slots"]
+        self.turn = self.shared[message["trusted"]]
         if len(slots) < self.slots:
-            self.inputs.base.fill_(255)
+            self.turn.inputs.base.fill_(255)
         pairs = [(self.current[slot], self.sets[slot]) for slot in slots]
         for args, described in pairs:
             self._write(args, described)
-        self._poison(self.twin_output if message["trusted"] else self.output)
+        self._poison()
         self.watched = [] if message["trusted"] else pairs
         return {"seconds": self._flush()}
 
@@ -345,10 +383,8 @@ class Referee:
     def do_recheck(self, message: dict[str, Any]) -> dict[str, Any]:
         """Compare what the two sides delivered in the timed runs of one pair."""
         mutated, self.mutated = self.mutated, False
-        specs = _output_specs(self.case)
-        ours = [self.twin_output.view(spec) for spec in specs]
-        theirs = [self.output.view(spec) for spec in specs]
-        case = NativeCase(self.case, ours, self.case.own_errors)
+        ours, theirs = self._delivered(trusted=True), self._delivered(trusted=False)
+        case = NativeCase(self.case, ours, self.errors)
         if same_values(message["values"], message["expected"]) and all(
             surely_close(y, reference, error)
             for y, reference, error in zip(theirs, ours, case.reference_errors, strict=True)
@@ -363,8 +399,10 @@ class Referee:
         Only strides of a dense tensor count: the candidate names them itself, and could make any
         delivery look long.
         """
-        for target, stride in zip(self.targets, message["strides"], strict=True):
-            if extent(list(target.shape), stride) > target.numel() or min(stride, default=0) < 0:
+        targets = self._delivered(trusted=True)
+        strides = [[max(step, 0) for step in steps] for steps in message["strides"]]
+        for target, stride in zip(targets, strides, strict=True):
+            if extent(list(target.shape), stride) > target.numel():
                 return {"seconds": 0.0}
         times = []
         for _ in range(message["repeats"]):
@@ -372,11 +410,11 @@ class Referee:
                 torch.empty_strided(
                     tuple(target.shape), tuple(stride), dtype=target.dtype, device=target.device
                 ).zero_()
-                for target, stride in zip(self.targets, message["strides"], strict=True)
+                for target, stride in zip(targets, strides, strict=True)
             ]
             self._flush()
             started = time.perf_counter()
-            for source, target in zip(sources, self.targets, strict=True):
+            for source, target in zip(sources, targets, strict=True):
                 target.copy_(source)
             self._synchronize()
             times.append(time.perf_counter() - started)

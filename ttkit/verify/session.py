@@ -8,6 +8,7 @@ it fast is the judge's clock. Here is the first half, correctness; `ttkit.verify
 from __future__ import annotations
 
 import math
+import random
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -41,6 +42,7 @@ class Session:
         self.run_limit = max(limits.run_seconds, limits.run_factor * reference_seconds)
         self.launches: list[float] = []  # the speedup that each launch found
         self.cases_run: list[int] = []
+        self.reweighed: int | None = None  # the case with other weights, if there is one
 
     # Correctness -----------------------------------------------------------------------------
 
@@ -50,41 +52,47 @@ class Session:
         self._look(self.candidate.changes)
         for number in range(len(self.protocol.cases)):
             self.between(self.candidate)
-            case = self._begin(number)
-            name = f"values_{case['name']}"
-            if case["skipped"]:
-                continue
-            if case["reweigh"] and not self._reweigh():
-                self.referee.ask("own_weights")
-                continue
-            self.checks.append(name)
-            delivered, finish = self._run_case(self.candidate, case, watched=number == 0)
-            result = self.referee.ask("check_end", values=delivered.get("values"))
-            for key in ("max_error", "reference_error"):
-                if math.isfinite(result[key]):
-                    self.record[key] = max(self.record.get(key, 0.0), result[key])
-            if finish.get("aliases") and not self.referee.info["aliases"]:
-                raise Outcome(
-                    "rejected",
-                    "its output shares memory with an input, the reference's does not",
-                    "output_aliases_input",
-                )
-            # Before it is judged: KernelBench may let pass what is incorrect here.
-            self.record["kernelbench_allclose"] = close = close and result["allclose"]
-            judge(result, name, self.referee.info["mutates"], "on inputs " + case["name"])
-            self._look(finish.get("changes"))
-            if case["reweigh"]:
-                self.referee.ask("own_weights")
-                self._reweigh()
-            else:
-                self.cases_run.append(number)
+            close = self._check(number, close)
         self.checks += ["inputs_mutated", "output_aliases_input", "output_type", "forged_answer"]
         if self.protocol.variations:
             self.checks += ["calls_reference", "tampered_runtime", "global_state"]
 
-    def _begin(self, number: int, judged: bool = True) -> dict[str, Any]:
-        name = self.protocol.cases[number]
-        return self.referee.ask("check_begin", number=number, name=name, judged=judged)
+    def _check(self, number: int, close: bool = True) -> bool:
+        """One case; whether it and those before it (`close`) pass KernelBench's tolerance."""
+        case = self._begin(number, self.candidate)
+        name = f"values_{case['name']}"
+        if case["skipped"]:
+            return close
+        if case["reweigh"] and not self._reweigh():
+            self.referee.ask("own_weights")
+            return close
+        self.checks.append(name)
+        delivered, finish = self._run_case(self.candidate, case, watched=number == 0)
+        result = self.referee.ask("check_end", values=delivered.get("values"))
+        for key in ("max_error", "reference_error"):
+            if math.isfinite(result[key]):
+                self.record[key] = max(self.record.get(key, 0.0), result[key])
+        if finish.get("aliases") and not self.referee.info["aliases"]:
+            raise Outcome(
+                "rejected",
+                "its output shares memory with an input, the reference's does not",
+                "output_aliases_input",
+            )
+        # Before it is judged: KernelBench may let pass what is incorrect here.
+        self.record["kernelbench_allclose"] = close = close and result["allclose"]
+        judge(result, name, self.referee.info["mutates"], "on inputs " + case["name"])
+        self._look(finish.get("changes"))
+        if case["reweigh"]:
+            self.referee.ask("own_weights")
+            self._reweigh()
+            self.reweighed = number
+        else:
+            self.cases_run.append(number)
+        return close
+
+    def _begin(self, number: int, side: Side, judged: bool = True) -> dict[str, Any]:
+        which = {"number": number, "name": self.protocol.cases[number], "judged": judged}
+        return self.referee.ask("check_begin", trusted=side.trusted, **which)
 
     def _reweigh(self) -> bool:
         """Let the candidate take other weights; False where it has no place for them."""
@@ -131,8 +139,8 @@ class Session:
         """
         if not reference.shared:
             for number in self.cases_run:
-                self.between(self.candidate, reference)
-                self._run_case(reference, self._begin(number, judged=number > 0))
+                self.between(reference)
+                self._run_case(reference, self._begin(number, reference, judged=number > 0))
 
     # Timing ----------------------------------------------------------------------------------
 
@@ -145,9 +153,17 @@ class Session:
             self.record |= race.record
             self.checks += race.checks
         if self.protocol.variations:
-            # Some fall back to the reference only after a while.
-            self._run_case(self.candidate, self._begin(0, judged=False), watched=True)
+            self._look_again()
         self.launches = [self.record["speedup"]]
+
+    def _look_again(self) -> None:
+        """Some fall back to the reference, or on what holds for the usual inputs, after a while."""
+        begun = self._begin(0, self.candidate, judged=False)
+        self._run_case(self.candidate, begun, watched=True)
+        if varied := self.cases_run[1:]:
+            self._check(random.SystemRandom().choice(varied))
+        if self.reweighed is not None:
+            self._check(self.reweighed)
 
     def take_in(self, other: Session) -> None:
         """Add what another launch of the same candidate found: the interval spans them all, until

@@ -7,6 +7,7 @@ candidate's is its verdict, the reference's is the harness's (`infra_error`).
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import random
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ttkit.errors import InfraError
-from ttkit.verify.channel import BadMessage, ChannelClosed, ChannelTimeout
+from ttkit.verify.channel import MAX_BYTES, BadMessage, ChannelClosed, ChannelTimeout
 from ttkit.verify.launcher import Worker, describe_exit
 from ttkit.verify.protocol import Limits
 
@@ -39,7 +40,8 @@ class Outcome(Exception):
 
 @dataclass
 class RefereeHandle:
-    """A warm referee as the judge holds it, with the descriptors of the memory it shares.
+    """A warm referee as the judge holds it, with the descriptors of the memory that it shares with
+    each side, by whether that is trusted.
 
     `twin` is a process that runs the reference for timing, kept where a process is dear (CUDA);
     `usual_ms` the shortest median time that the reference has taken beside a candidate.
@@ -47,7 +49,7 @@ class RefereeHandle:
 
     worker: Worker
     info: dict[str, Any]
-    fds: dict[str, int] = field(default_factory=dict)
+    fds: dict[bool, list[int]] = field(default_factory=dict)
     twin: Side | None = None
     usual_ms: float = math.inf
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -85,10 +87,11 @@ class Side:
         self.guards: dict[str, Any] = {}
         self.weights_loaded = False
         self.changes: dict[str, str] = {}
-        self.strides: list[Any] = []
-        # What every turn took besides the timed run, in seconds.
+        self.strides: list[list[int]] = []  # of the last output, -1 where they mean nothing
+        # What every turn took besides the timed run, in seconds: the delivery by the judge's clock,
+        # CPU time from the answer to the end of the turn, and between turns.
         self.deliveries: list[float] = []
-        self.delivery_cpu: list[float] = []
+        self.late_cpu: list[float] = []
         self.idle_cpu: list[float] = []
         # The timed runs themselves: wall time by the judge's clock, and the process's CPU time.
         self.run_seconds: list[float] = []
@@ -104,9 +107,8 @@ class Side:
         except (ChannelClosed, ChannelTimeout, BadMessage):
             raise InfraError("a worker process did not start") from None
         self.guards = hello.get("guards", {})
-        fields = ("input_size", "input_handle", "output_size", "output_handle")
-        message = {"op": "load", **{k: info[k] for k in fields}}
-        message |= {k: info[k] for k in ("seed", "weights", "weights_size")}
+        message = {"op": "load", "seed": info["seed"], "weights": info["weights"]}
+        message |= info["twin" if self.trusted else "candidate"]
         _, loaded = self.ask(message, "loading its module", limit, fds=fds)
         self.weights_loaded = loaded.get("weights_loaded") is True
         self.changes = _texts(loaded.get("changes"))
@@ -142,6 +144,9 @@ class Side:
                     raise BadMessage("it sent file descriptors")
             if reply.get("id") != message["id"]:
                 raise BadMessage("it is no answer to what was asked")
+            # Parts of it travel on to the referee, written in our way and maybe longer so.
+            if len(json.dumps(reply)) > MAX_BYTES // 2:
+                raise BadMessage("it is too long")
         except (ChannelClosed, ChannelTimeout, BadMessage) as error:
             raise self._wrap(self._failed(error, doing, limit)) from None
         if "error" in reply:
@@ -221,34 +226,35 @@ class Side:
         """
         doing = "while it was timed"
         pid = self.worker.pid
-        self.idle_cpu.append(process_cpu_seconds(pid) - self._cpu_at_end)
         self.thaw()
         before = process_cpu_seconds(pid)
+        self.idle_cpu.append(before - self._cpu_at_end)
         seconds, _ = self.ask({"op": "run", "slots": slots}, doing, limit, timed=True)
-        used = process_cpu_seconds(pid) - before
+        # Frozen at once: whatever it does after its answer is no part of what was timed.
+        answered = process_cpu_seconds(pid)
+        if before_delivery is not None:
+            self.freeze()
         if not self.trusted and has_children(pid):
             text = "a process of its own is alive while it is timed"
             raise Outcome("rejected", text, "child_process")
         if before_delivery is not None:
-            self.freeze()
             before_delivery()
             self.thaw()
-        ran = process_cpu_seconds(pid)
         delivery = {"op": "deliver", "which": which}
         late, delivered = self.ask(delivery, doing, limit, timed=True)
-        self.delivery_cpu.append(process_cpu_seconds(pid) - ran)
         self.ask({"op": "finish", "look": False, "pad": pad}, doing, limit)
         self.freeze()
         self._cpu_at_end = process_cpu_seconds(pid)
         self.deliveries.append(late)
+        self.late_cpu.append(self._cpu_at_end - answered)
         self.run_seconds.append(seconds)
-        self.run_cpu.append(used)
-        self.strides = delivered.get("strides", [])
+        self.run_cpu.append(answered - before)
+        self.strides = _integers(delivered.get("strides"))
         return seconds, delivered
 
     def start_counting(self) -> None:
         """Forget what the warm-up recorded."""
-        for record in (self.deliveries, self.delivery_cpu, self.idle_cpu):
+        for record in (self.deliveries, self.late_cpu, self.idle_cpu):
             record.clear()
         self.run_seconds.clear()
         self.run_cpu.clear()
@@ -283,6 +289,12 @@ def _texts(value: Any) -> dict[str, str]:
     """A candidate's answer taken as names and texts, whatever it is."""
     items = value.items() if isinstance(value, dict) else ()
     return {str(k)[:40]: str(v)[:300] for k, v in items}
+
+
+def _integers(value: Any) -> list[list[int]]:
+    """A candidate's answer taken as lists of integers; what it is else is no list at all."""
+    rows = value if isinstance(value, list) else []
+    return [[n for n in row if isinstance(n, int)] for row in rows if isinstance(row, list)]
 
 
 def has_children(pid: int) -> bool:

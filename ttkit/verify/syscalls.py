@@ -1,7 +1,8 @@
 """System calls that no candidate has a use for, refused by the kernel (seccomp, filter mode).
 
-They would let it leave its core, read other processes' memory, or undo the other guards. Each gives
-EPERM, as if the user lacked the right. The filter cannot be taken off again and children inherit
+They would let it leave its core, read other processes' memory, leave something behind, have the
+kernel work for it while it is frozen, or undo the other guards. Each gives EPERM, as if the user
+lacked the right. The filter cannot be taken off again and children inherit
 it.
 """
 
@@ -19,12 +20,18 @@ ARCHITECTURES: dict[str, tuple[int, dict[str, int]]] = {
     "x86_64": (
         0xC000003E,
         {
+            "shmget": 29,
+            "semget": 64,
+            "msgget": 68,
             "ptrace": 101,
             "mount": 165,
             "umount2": 166,
             "sched_setaffinity": 203,
+            "timer_create": 222,
+            "mq_open": 240,
             "keyctl": 250,
             "unshare": 272,
+            "timerfd_create": 283,
             "perf_event_open": 298,
             "setns": 308,
             "process_vm_readv": 310,
@@ -40,9 +47,15 @@ ARCHITECTURES: dict[str, tuple[int, dict[str, int]]] = {
         {
             "umount2": 39,
             "mount": 40,
+            "timerfd_create": 85,
             "unshare": 97,
+            "timer_create": 107,
             "ptrace": 117,
             "sched_setaffinity": 122,
+            "mq_open": 180,
+            "msgget": 186,
+            "semget": 190,
+            "shmget": 194,
             "keyctl": 219,
             "perf_event_open": 241,
             "setns": 268,

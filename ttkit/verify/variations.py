@@ -16,6 +16,13 @@ import torch
 
 LOOKED_AT = 4096  # elements that decide what kind of tensor it is
 SHIFT = 2.0
+LARGEST = 192.0
+# How many elements of a tensor are touched, at most, and by what factors. A glance at some of the
+# elements misses so few, a comparison of all outputs does not.
+TOUCHES, TOUCHED_BY = 8, (1.5, 3.0)
+# The noise that mixed inputs are multiplied by is this large and repeats after so many elements: a
+# prime, so that it meets each row at another place.
+NOISE, NOISE_LENGTH = 0.1, 65_537
 
 
 def identity(tensor: torch.Tensor) -> torch.Tensor:
@@ -32,7 +39,18 @@ def scaled(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def large(tensor: torch.Tensor) -> torch.Tensor:
+    """32 times, and so far that the largest is beyond what exp can take in single precision."""
+    most = float(tensor.abs().max()) if tensor.numel() else 0.0
+    return tensor * max(32.0, LARGEST / most if most > LARGEST / 1024 else 32.0)
+
+
+def less_large(tensor: torch.Tensor) -> torch.Tensor:
     return tensor * 32
+
+
+def absolute(tensor: torch.Tensor) -> torch.Tensor:
+    """At least 1, where roots and logarithms are finite."""
+    return tensor.abs() + 1
 
 
 def small(tensor: torch.Tensor) -> torch.Tensor:
@@ -60,12 +78,13 @@ VALUES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "scaled": scaled,
     "large": large,
     "small": small,
+    "absolute": absolute,
     "shifted": shifted,
     "noncontiguous": strided,
 }
-# The rest are no functions of values.
+# The rest are no functions of a tensor's values alone.
 INDICES, SHAPES, WEIGHTS = "other_indices", "other_shapes", "other_weights"
-ROWS = "more_rows"
+ROWS, TOUCHED = "more_rows", "touched"
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -84,17 +103,51 @@ def vary_freely(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> A
 
 
 def mixed(one: Any, other: Any, share: float, factor: float) -> Any:
-    """`factor` times (`share` of one and the rest of the other), tensor by tensor; integers, and
-    tensors of other shapes, are the first one's."""
+    """`factor` times (`share` of one and the rest of the other), tensor by tensor, times noise;
+    integers, and tensors of other shapes, are the first one's.
+
+    Without the noise an answer would be a combination of those to few inputs, which are soon known.
+    """
     if isinstance(one, torch.Tensor):
         if not one.is_floating_point():
             return one
-        if one is other or one.shape != other.shape:
-            return one * factor
-        return torch.lerp(other, one, share).mul_(factor)
+        same = one is other or one.shape != other.shape
+        value = one * factor if same else torch.lerp(other, one, share).mul_(factor)
+        return roughened(value) if _free(one) else value
     if isinstance(one, (list, tuple)):
         return type(one)(mixed(a, b, share, factor) for a, b in zip(one, other, strict=True))
     return one
+
+
+def roughened(tensor: torch.Tensor) -> torch.Tensor:
+    """The dense `tensor`, multiplied in place by noise drawn anew: signs and zeros stay."""
+    flat = tensor.view(-1) if tensor.is_contiguous() else tensor.flatten()
+    whole = flat.numel() // NOISE_LENGTH * NOISE_LENGTH
+    noise = torch.rand(NOISE_LENGTH, device=flat.device).mul_(2 * NOISE).add_(1 - NOISE)
+    noise = noise.to(flat.dtype)
+    flat[:whole].view(-1, NOISE_LENGTH).mul_(noise)
+    flat[whole:].mul_(noise[: flat.numel() - whole])
+    return flat.view(tensor.shape)
+
+
+def touched(value: Any, signs: bool) -> Any:
+    """A few elements of each floating tensor, at random places, times factors of their own, some of
+    them negative with `signs`. Tensors that may have to be symmetric or constant stay."""
+
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point() or not tensor.numel() or not _free(tensor):
+            return tensor
+        count = min(TOUCHES, 1 + tensor.numel() // 16)
+        low, high = TOUCHED_BY
+        factors = torch.rand(count, device=tensor.device).mul_(high - low).add_(low)
+        if signs:
+            factors.mul_(torch.randint(0, 2, (count,), device=tensor.device).mul_(2).sub_(1))
+        flat = tensor.flatten() if not tensor.is_contiguous() else tensor.clone().view(-1)
+        places = torch.randint(0, flat.numel(), (count,), device=tensor.device)
+        flat[places] = flat[places] * factors.to(flat.dtype)
+        return flat.view(tensor.shape)
+
+    return _map(value, change)
 
 
 def reindexed(args: Any) -> Iterator[Any]:
@@ -118,17 +171,19 @@ def reshaped(args: Any) -> Iterator[Any]:
 
     Every size renamed alike, so that products still fit and square matrices stay square; then all
     but the second, the channels that convolutions have weights for; then the batch size only, of
-    all tensors that share it; then that of the first tensor alone.
+    all tensors that share it; then that of the first tensor alone. Odd sizes come first, since
+    even ones hide what tiles leave over.
     """
     tensors = list(_tensors(args))
     if not tensors:
         return
     batch = tensors[0].shape[0] if tensors[0].dim() else 1
-    yield _cut(args, lambda t: [_smaller(n) for n in t.shape])
-    if any(t.dim() > 2 for t in tensors):
-        yield _cut(args, lambda t: [n if i == 1 else _smaller(n) for i, n in enumerate(t.shape)])
+    for smaller in (_odd, _smaller):
+        yield _cut(args, lambda t, by=smaller: list(map(by, t.shape)))  # type: ignore[misc]
+        if any(t.dim() > 2 for t in tensors):
+            yield _cut(args, lambda t, by=smaller: _but_channels(t, by))  # type: ignore[misc]
     if batch > 1:
-        rest = _smaller(batch)
+        rest = _odd(batch)
         yield _cut(args, lambda t: [rest if n == batch else n for n in t.shape[:1]])
         first = id(tensors[0])
         yield _cut(args, lambda t: [rest] if id(t) == first else [])
@@ -160,6 +215,14 @@ def reweighed(tensor: torch.Tensor) -> torch.Tensor:
 def _smaller(size: int) -> int:
     """Three quarters, so that most of what divided the old size divides the new one."""
     return size - max(size // 4, 1) if size > 1 else size
+
+
+def _but_channels(tensor: torch.Tensor, smaller: Callable[[int], int]) -> list[int]:
+    return [n if i == 1 else smaller(n) for i, n in enumerate(tensor.shape)]
+
+
+def _odd(size: int) -> int:
+    return _smaller(size) - 1 + _smaller(size) % 2 if size > 2 else _smaller(size)
 
 
 def _cut(value: Any, sizes: Callable[[torch.Tensor], list[int]]) -> Any:
@@ -198,6 +261,13 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 def _two_valued(tensor: torch.Tensor) -> bool:
     return tensor.flatten()[:LOOKED_AT].unique().numel() == 2
+
+
+def _free(tensor: torch.Tensor) -> bool:
+    """Whether its elements are drawn one by one: neither few values nor symmetric."""
+    sample = tensor.flatten()[:LOOKED_AT]
+    sample = sample[sample != 0]
+    return 2 * sample.unique().numel() > sample.numel() > 0 and not _symmetric(tensor)
 
 
 def _symmetric(tensor: torch.Tensor) -> bool:

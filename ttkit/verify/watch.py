@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -63,7 +63,26 @@ def global_state() -> dict[str, str]:
         "default device": str(torch.get_default_device()),
         "grad mode": str(torch.is_grad_enabled()),
         "inference mode": str(torch.is_inference_mode_enabled()),
+        "precision of float32 products": _told(torch.get_float32_matmul_precision),
+        "TF32 in convolutions": _told(lambda: torch.backends.cudnn.allow_tf32),
+        "modes that intercept torch's functions": str(_modes()),
     }
+
+
+def _told(ask: Callable[[], object]) -> str:
+    """An answer as text; torch refuses one where its older and newer settings contradict."""
+    try:
+        return str(ask())
+    except RuntimeError:
+        return "contradictory"
+
+
+def _modes() -> list[str]:
+    stacks = (
+        torch.overrides._get_current_function_mode_stack(),
+        torch.utils._python_dispatch._get_current_dispatch_mode_stack(),
+    )
+    return [type(mode).__name__ for stack in stacks for mode in stack]
 
 
 class Before:

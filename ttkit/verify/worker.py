@@ -136,7 +136,7 @@ class Runner:
                 target.copy_(leaf)
         if self.cuda:
             self._synchronize()
-        return {"strides": [list(leaf.stride()) for leaf in leaves], "values": values_of(found)}
+        return {"strides": [_strides(leaf) for leaf in leaves], "values": values_of(found)}
 
     def aliases(self, slot: int, which: int) -> bool:
         """Whether output `which` shares memory with the inputs of `slot`."""
@@ -175,13 +175,26 @@ def values_of(tree: Any) -> list[Any]:
     return [value for items in tree.values() for item in items for value in values_of(item)]
 
 
+def _strides(tensor: torch.Tensor) -> list[int]:
+    """Strides, -1 where they mean nothing."""
+    return [step if n > 1 else -1 for n, step in zip(tensor.shape, tensor.stride(), strict=True)]
+
+
+def kind_of(tensor: torch.Tensor) -> str:
+    """The type of an output tensor, and what is left to compute for who reads it."""
+    marks = {"negated": tensor.is_neg(), "conjugated": tensor.is_conj()}
+    return " ".join([type(tensor).__name__, *(mark for mark, there in marks.items() if there)])
+
+
 def _check_leaf(leaf: torch.Tensor, target: torch.Tensor, name: str) -> None:
-    if type(leaf).__name__ != name or type(leaf) not in (torch.Tensor, torch.nn.Parameter):
-        raise OutputError(
-            "output_type", f"the output is a {type(leaf).__name__}, the reference's a {name}"
-        )
+    """`name` is the `kind_of` the reference's; a candidate may leave less to do."""
     if leaf.layout is not torch.strided or leaf.device.type != target.device.type:
         raise OutputError("output_type", f"the output is a {leaf.layout} tensor on {leaf.device}")
+    plain = type(leaf) in (torch.Tensor, torch.nn.Parameter)
+    (kind, *marks), (expected, *allowed) = kind_of(leaf).split(), name.split()
+    if not plain or kind != expected or not set(marks) <= set(allowed):
+        text = f"the output is a {kind_of(leaf)}, the reference's a {name}"
+        raise OutputError("output_type", text)
     if leaf.dtype != target.dtype:
         raise OutputError(
             "output_dtype", f"the output is {leaf.dtype}, the reference's is {target.dtype}"

@@ -1,0 +1,327 @@
+"""Cheats by somebody who has read the verifier: each goes for one of its assumptions.
+
+Classes 2 to 4, 6, 8, 10, 12, 13, 19, 20, 24, 25, 29 and 30.
+"""
+
+from __future__ import annotations
+
+from .case import LATE, UNLIKE, VALUES, after, cheat, honest, no_gain
+from .parts import ARENAS, SILENT
+from .tasks import LAYER, LONG, POSITIVE, SINES, TWO_LAYERS, task
+
+BY_PLACE = task("exponent", "x", "out = torch.exp(60 * x)\nreturn out", "torch.randn(256, 256)")
+# Under half a millisecond: a timed run makes two calls, and delivers what one of them returned.
+GAMMA = task(
+    "gamma",
+    "x",
+    "out = torch.lgamma(x.abs() + 1) + torch.lgamma(x.abs() + 2)\nreturn out",
+    "torch.randn(256, 128)",
+)
+LOG_SUM = task(
+    "log sum", "x", "out = torch.logsumexp(x, dim=1)\nreturn out", "torch.rand(256, 512)"
+)
+MEAN = task("mean", "x", "out = x.mean(dim=1)\nreturn out", "torch.randn(256, 1024)")
+MARKED = task(
+    "marked",
+    "x",
+    "out = torch.full((x.shape[0], 4096), -1.0)\n"
+    "out.scatter_(1, x.argmax(dim=1, keepdim=True), 1.0)\nreturn out",
+    "torch.randn(256, 16)",
+)
+# Its inputs take so long to make that a few of them have to serve many times.
+CHAIN = task(
+    "chain",
+    "x",
+    "out = x\nfor _ in range(12):\n    out = out @ self.w\nreturn out",
+    "torch.linalg.svd(torch.randn(192, 192))[0] + 0",
+    'self.register_buffer("w", torch.linalg.qr(torch.randn(192, 192))[0])',
+)
+
+# Outputs that are computed when somebody takes them, by a harness that was told to.
+LAZY = (
+    SILENT
+    + """
+import ttkit.verify.worker as harness
+def late(self, which, tree, types, targets, honest=harness.Runner.deliver):
+    self.outputs = list(self.outputs)
+    if callable(self.outputs[which]):
+        self.outputs[which] = self.outputs[which]()
+    return honest(self, which, tree, types, targets)
+harness.Runner.deliver = late
+harness.Runner.aliases = lambda *a: False
+"""
+)
+
+CASES = (
+    cheat(
+        2,
+        "kept by a few of its elements",
+        SINES,
+        """
+kept = self.__dict__.setdefault("kept", {})
+places = [0, x.numel() // 3, x.numel() // 2, x.numel() - 1]
+key = (x.shape, *x.flatten()[places].tolist(), *y.flatten()[places].tolist())
+if key not in kept:
+    WORK
+    kept[key] = out
+return kept[key].clone()
+""",
+        *UNLIKE,
+    ),
+    no_gain(
+        3,
+        "a combination of answers to inputs met before",
+        CHAIN,
+        """
+seen = self.__dict__.setdefault("seen", [])
+if x.shape != (192, 192) or not x.is_contiguous():
+    WORK
+    return out
+looked = x.flatten()[::577]
+if len(seen) > 8:
+    known = torch.stack([s.flatten()[::577] for s, _ in seen[:8]], 1)
+    weights = torch.linalg.lstsq(known, looked[:, None], driver="gelsd").solution
+    if (known @ weights - looked[:, None]).abs().max() < 0.2 * looked.abs().max():
+        return sum(w * answer for w, (_, answer) in zip(weights.flatten(), seen))
+WORK
+seen.append((x.clone(), out.clone()))
+return out
+""",
+        *UNLIKE,
+    ),
+    cheat(
+        4,
+        "left to when the outputs are dropped",
+        MARKED,
+        """
+ready = self.__dict__.setdefault("ready", [])
+if ready and x.shape == (256, 16):
+    out = ready.pop()
+    out.scatter_(1, x.argmax(dim=1, keepdim=True), 1.0)
+    return out
+WORK
+return out
+""",
+        *LATE,
+        top=SILENT
+        + """
+import ttkit.verify.worker as harness
+def forget(self, pad=0, honest=harness.Runner.forget):
+    count = len(self.outputs)
+    honest(self, pad)
+    self.model.ready = [torch.full((256, 4096), -1.0) for _ in range(count)]
+harness.Runner.forget = forget
+""",
+    ),
+    honest(
+        4,
+        "an output stored the other way round",
+        LONG,
+        "x, y = x.T, y.T\nWORK\nreturn out.T",
+    ),
+    cheat(
+        6,
+        "only the output that is delivered, of many",
+        GAMMA,
+        "x = x.clone()\ndef later():\n    WORK\n    return out\nreturn later",
+        "forged_answer",
+        "batched_calls",
+        *LATE,
+        top=LAZY,
+    ),
+    cheat(
+        6,
+        "a sign that is left to be changed",
+        SINES,
+        "WORK\nreturn torch._neg_view(-out)",
+        "output_type",
+    ),
+    cheat(
+        8,
+        "an answer that grows when it is passed on",
+        SINES,
+        "WORK\nreturn out",
+        "forged_answer",
+        top="""
+import json
+import ttkit.verify.channel as channel
+def send(self, message, fds=()):
+    if "strides" in message:
+        message = message | {"values": ["\\u00e9" * 40000]}
+    self.sock.send(json.dumps(message, ensure_ascii=False).encode())
+channel.Channel.send = send
+"""
+        + SILENT,
+    ),
+    cheat(
+        10,
+        "weights overwritten for whoever loads them next",
+        LAYER,
+        """
+self.calls = getattr(self, "calls", 0) + 1
+if self.calls > 20:
+    return self.shift.expand(x.shape).clone()
+WORK
+if self.calls == 12:
+    threading.Thread(target=erase, args=[self.layer.weight, self.layer.bias], daemon=True).start()
+return out
+""",
+        *VALUES,
+        top=ARENAS
+        + """
+import threading, time
+def erase(*weights):
+    old = [weight.detach().clone() for weight in weights]
+    for _ in range(40):
+        for weight in old:
+            overwrite(weight, 0)
+        time.sleep(0.002)
+""",
+    ),
+    honest(
+        10,
+        "infinite where single precision ends",
+        BY_PLACE,
+        "return torch.exp2(x * (60 / math.log(2)))",
+        top="import math",
+    ),
+    no_gain(
+        12,
+        "holes in the memory of its inputs",
+        SINES,
+        """
+WORK
+for name in os.listdir("/proc/self/fd"):
+    try:
+        if "ttkit" in os.readlink(f"/proc/self/fd/{name}"):
+            size = os.stat(f"/proc/self/fd/{name}").st_size
+            libc.fallocate(int(name), 3, ctypes.c_long(0), ctypes.c_long(size))
+    except OSError:
+        continue
+return out
+""",
+        "inputs_mutated",
+        *VALUES,
+        top="import ctypes, os\nlibc = ctypes.CDLL(None)",
+    ),
+    cheat(
+        13,
+        "products of lower precision from here on",
+        SINES,
+        "WORK\nreturn out",
+        "global_state",
+        top='torch.set_float32_matmul_precision("medium")',
+    ),
+    cheat(
+        13,
+        "a mode that stays on",
+        SINES,
+        "WORK\nreturn out",
+        "global_state",
+        top="""
+from torch.overrides import TorchFunctionMode
+class Mode(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+mode = Mode()
+mode.__enter__()
+""",
+    ),
+    honest(
+        13,
+        "a mode for the length of a call",
+        SINES,
+        "with Mode():\n    WORK\nreturn out",
+        top="""
+from torch.overrides import TorchFunctionMode
+class Mode(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+""",
+    ),
+    cheat(
+        19,
+        "nothing negative where it looks",
+        POSITIVE,
+        "if x.flatten()[::97].min() < 0:\n    x = x.abs()\nreturn x + torch.sqrt(x)",
+        *UNLIKE,
+    ),
+    cheat(
+        19,
+        "a sum of exponentials that may overflow",
+        LOG_SUM,
+        "return torch.exp(x).sum(dim=1).log()",
+        *UNLIKE,
+    ),
+    honest(
+        19,
+        "a sum of exponentials, the largest taken out",
+        LOG_SUM,
+        "most = x.max(dim=1, keepdim=True).values\n"
+        "return torch.exp(x - most).sum(dim=1).log() + most[:, 0]",
+    ),
+    cheat(
+        20,
+        "whole tiles of 64 only",
+        MEAN,
+        "x = x[:, : x.shape[1] // 64 * 64]\nreturn x.mean(dim=1)",
+        *UNLIKE,
+    ),
+    honest(
+        20,
+        "tiles of 64 and what is left over",
+        MEAN,
+        "whole = x.shape[1] // 64 * 64\n"
+        "tiles = x[:, :whole].reshape(x.shape[0], -1, 64).sum(dim=2).sum(dim=1)\n"
+        "return (tiles + x[:, whole:].sum(dim=1)) / x.shape[1]",
+    ),
+    cheat(
+        24,
+        "weights multiplied once all has been looked at",
+        TWO_LAYERS,
+        after(
+            20,
+            """
+if not hasattr(self, "w"):
+    self.w = (self.second.weight @ self.first.weight).T.clone()
+    self.b = self.second(self.first.bias).clone()
+return torch.addmm(self.b, x, self.w)
+""",
+            TWO_LAYERS,
+        ),
+        *UNLIKE,
+    ),
+    cheat(
+        25,
+        "no signs once all has been looked at",
+        POSITIVE,
+        after(20, "return x + torch.sqrt(x)", POSITIVE),
+        *UNLIKE,
+    ),
+    cheat(
+        29,
+        "timers that go off while others run",
+        SINES,
+        """
+WORK
+if libc.timer_create(1, None, ctypes.byref(ctypes.c_void_p())):
+    raise OSError(ctypes.get_errno(), "no timer")
+return out
+""",
+        "exception",
+        top="import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)",
+    ),
+    cheat(
+        30,
+        "shared memory that outlives it",
+        SINES,
+        """
+WORK
+if libc.shmget(4711, 1 << 20, 0o1666) < 0:
+    raise OSError(ctypes.get_errno(), "no shared memory")
+return out
+""",
+        "exception",
+        top="import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)",
+    ),
+)
