@@ -186,13 +186,13 @@ class CaseMaker:
         exact: list[torch.Tensor] = []
         try:
             wide = weights and {k: correctness.to_float64(v) for k, v in weights.items()}
-            with torch.no_grad():
+            with torch.no_grad(), correctness.widened():
                 flatten(_call(self.exact, correctness.to_float64(args), wide), exact)
             exact = [_own(t) for t in exact]
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError):
-            # No float64 kernel, or the code fixes a dtype: the native run is the yardstick.
+            # No float64 kernel, say: the native run is the yardstick.
             exact = []
         if [t.shape for t in exact] != [t.shape for t in outputs]:
             return [correctness.to_float64(t) for t in outputs]

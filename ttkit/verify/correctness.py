@@ -10,12 +10,14 @@ and since it is the smallest of the whole's, the row's and the column's, with ev
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 ERROR_FACTOR = 10.0
 EPS_FACTOR = 32.0
@@ -46,6 +48,31 @@ def to_float64(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(to_float64(v) for v in value)
     return value
+
+
+class _Widen(TorchFunctionMode):
+    """Takes every mention of single precision for double."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.Tensor.float:
+            func = torch.Tensor.double
+        args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+        kwargs = {k: torch.float64 if a is torch.float32 else a for k, a in (kwargs or {}).items()}
+        return func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def widened() -> Iterator[None]:
+    """Code that makes tensors of its own, or names float32, computes in float64 meanwhile."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _Widen():
+            yield
+    finally:
+        torch.set_default_dtype(usual)
 
 
 def overflow_(y64: torch.Tensor, largest: float) -> None:

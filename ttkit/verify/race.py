@@ -107,7 +107,7 @@ class Race:
         times = {side.trusted: self._turn(side, which, slots) for side in sides}
         if self.protocol.compared:
             values = {"values": self._values[False], "expected": self._values[True]}
-            result = self.referee.ask("recheck", **values)
+            result = self.referee.ask("recheck", slot=which, **values)
             if result["mutated"] and not self.referee.info["mutates"]:
                 text = "it changed its inputs in place in a timed run"
                 raise Outcome("rejected", text, "inputs_mutated")

@@ -9,6 +9,7 @@ not finite on a variation, that variation is left out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -171,38 +172,43 @@ def reshaped(args: Any) -> Iterator[Any]:
 
     Every size renamed alike, so that products still fit and square matrices stay square; then all
     but the second, the channels that convolutions have weights for; then the batch size only, of
-    all tensors that share it; then that of the first tensor alone. Odd sizes come first, since
-    even ones hide what tiles leave over.
+    all tensors that share it; then that of the first tensor alone, if no other has that size
+    anywhere. Sizes that wide tiles do not divide come first.
     """
     tensors = list(_tensors(args))
     if not tensors:
         return
     batch = tensors[0].shape[0] if tensors[0].dim() else 1
-    for smaller in (_odd, _smaller):
+    for smaller in (_uneven, _smaller):
         yield _cut(args, lambda t, by=smaller: list(map(by, t.shape)))  # type: ignore[misc]
         if any(t.dim() > 2 for t in tensors):
             yield _cut(args, lambda t, by=smaller: _but_channels(t, by))  # type: ignore[misc]
     if batch > 1:
-        rest = _odd(batch)
+        rest = _uneven(batch)
         yield _cut(args, lambda t: [rest if n == batch else n for n in t.shape[:1]])
-        first = id(tensors[0])
-        yield _cut(args, lambda t: [rest] if id(t) == first else [])
+        if not any(batch in t.shape for t in tensors[1:]):
+            yield _cut(args, lambda t: [rest] if t is tensors[0] else [])
 
 
 def enlarged(args: Any) -> Iterator[Any]:
-    """An eighth more rows, repeated from the front: of all tensors that share the first one's batch
-    size, or of the first tensor alone."""
+    """An eighth more rows, repeated from the front: of every dimension as long as the batch of the
+    first tensor, so that square matrices stay square; of all tensors that share its batch size; of
+    the first tensor alone, if no other has that size anywhere."""
     tensors = list(_tensors(args))
     if not tensors or not tensors[0].dim() or tensors[0].shape[0] < 2:
         return
-    batch, first = tensors[0].shape[:1], tensors[0]
-    more = max(batch[0] // 8, 1)
+    batch = tensors[0].shape[0]
+    more = max(batch // 8, 1)
 
-    def grown(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.cat([tensor, tensor[:more]])
+    def grown(tensor: torch.Tensor, dims: list[int]) -> torch.Tensor:
+        for dim in dims:
+            tensor = torch.cat([tensor, tensor.narrow(dim, 0, more)], dim)
+        return tensor
 
-    yield _map(args, lambda t: grown(t) if t.shape[:1] == batch else t)
-    yield _map(args, lambda t: grown(t) if t is first else t)
+    yield _map(args, lambda t: grown(t, [i for i, n in enumerate(t.shape) if n == batch]))
+    yield _map(args, lambda t: grown(t, [0]) if t.shape[:1] == (batch,) else t)
+    if not any(batch in t.shape for t in tensors[1:]):
+        yield _map(args, lambda t: grown(t, [0]) if t is tensors[0] else t)
 
 
 def reweighed(tensor: torch.Tensor) -> torch.Tensor:
@@ -221,8 +227,13 @@ def _but_channels(tensor: torch.Tensor, smaller: Callable[[int], int]) -> list[i
     return [n if i == 1 else smaller(n) for i, n in enumerate(tensor.shape)]
 
 
-def _odd(size: int) -> int:
-    return _smaller(size) - 1 + _smaller(size) % 2 if size > 2 else _smaller(size)
+def _uneven(size: int) -> int:
+    """As `_smaller`, divided by 4 or 2 if `size` is, and by no higher power of two: what is cut
+    into halves and quarters comes out even, wider tiles leave something over."""
+    step = math.gcd(size, 4)
+    steps = _smaller(size) // step
+    steps -= 1 - steps % 2
+    return steps * step if steps > 0 else _smaller(size)
 
 
 def _cut(value: Any, sizes: Callable[[torch.Tensor], list[int]]) -> Any:
