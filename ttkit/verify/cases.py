@@ -124,6 +124,7 @@ class CaseMaker:
         # How inputs for timing may be touched: with other signs, without, or not at all.
         self.signs: bool | None = None
         self.touched_errors: list[float] = []
+        self.touchable: list[bool] = []
         # Where case 0 is not kept: what it is without inputs and answers, but with its errors.
         self.pattern: NativeCase | None = None
 
@@ -156,7 +157,9 @@ class CaseMaker:
 
     def touched(self, args: Any) -> Any:
         """`args` with a few elements changed as in the variation, if the reference bears that."""
-        return args if self.signs is None else variations.touched(args, self.signs)
+        if self.signs is None:
+            return args
+        return variations.touched(args, self.signs, self.touchable)
 
     def case(self, name: str, args: Any, weights: dict[str, torch.Tensor] | None = None) -> Case:
         """Run the reference on `args`, natively and in float64, with other `weights` if given."""
@@ -277,7 +280,8 @@ class CaseMaker:
             # Of the very inputs that were met before, where those are kept: what is remembered by a
             # part of them is then wrong.
             args = self.kept[0].args if 0 in self.kept else args
-            choices = (variations.touched(args, signs) for signs in (True, False))
+            self.touchable = variations.touchable(args)
+            choices = (variations.touched(args, s, self.touchable) for s in (True, False))
         elif name == "absolute" and 0 in self.kept and self.kept[0].finite:
             return Case(name, None, [], [], skipped="what is declared has finite answers")
         else:

@@ -21,6 +21,7 @@ LARGEST = 192.0
 # How many elements of a tensor are touched, at most, and by what factors. A glance at some of the
 # elements misses so few, a comparison of all outputs does not.
 TOUCHES, TOUCHED_BY = 8, (1.5, 3.0)
+IN_PLACE_BYTES = 256 << 20
 # The noise that mixed inputs are multiplied by is this large and repeats after so many elements: a
 # prime, so that it meets each row at another place.
 NOISE, NOISE_LENGTH = 0.1, 65_537
@@ -131,24 +132,32 @@ def roughened(tensor: torch.Tensor) -> torch.Tensor:
     return flat.view(tensor.shape)
 
 
-def touched(value: Any, signs: bool) -> Any:
-    """A few elements of each floating tensor, at random places, times factors of their own, some of
-    them negative with `signs`. Tensors that may have to be symmetric or constant stay."""
+def touchable(args: Any) -> list[bool]:
+    """For each tensor whether its elements are drawn one by one: no few values, not symmetric."""
+    return [t.is_floating_point() and _free(t) for t in _tensors(args)]
+
+
+def touched(args: Any, signs: bool, where: list[bool]) -> Any:
+    """A few elements of the tensors that may be touched (`where`), at random places, times factors
+    of their own, some of them negative with `signs`. Very large tensors are changed in place."""
+    these = iter(where)
 
     def change(tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.is_floating_point() or not tensor.numel() or not _free(tensor):
+        if not next(these):
             return tensor
         count = min(TOUCHES, 1 + tensor.numel() // 16)
         low, high = TOUCHED_BY
         factors = torch.rand(count, device=tensor.device).mul_(high - low).add_(low)
         if signs:
             factors.mul_(torch.randint(0, 2, (count,), device=tensor.device).mul_(2).sub_(1))
-        flat = tensor.flatten() if not tensor.is_contiguous() else tensor.clone().view(-1)
-        places = torch.randint(0, flat.numel(), (count,), device=tensor.device)
-        flat[places] = flat[places] * factors.to(flat.dtype)
-        return flat.view(tensor.shape)
+        if tensor.nbytes <= IN_PLACE_BYTES or not tensor.is_contiguous():
+            tensor = tensor.clone()
+        places = torch.randint(0, tensor.numel(), (count,), device=tensor.device)
+        index = torch.unravel_index(places, tensor.shape)
+        tensor[index] = tensor[index] * factors.to(tensor.dtype)
+        return tensor
 
-    return _map(value, change)
+    return _map(args, change)
 
 
 def reindexed(args: Any) -> Iterator[Any]:
@@ -275,7 +284,6 @@ def _two_valued(tensor: torch.Tensor) -> bool:
 
 
 def _free(tensor: torch.Tensor) -> bool:
-    """Whether its elements are drawn one by one: neither few values nor symmetric."""
     sample = tensor.flatten()[:LOOKED_AT]
     sample = sample[sample != 0]
     return 2 * sample.unique().numel() > sample.numel() > 0 and not _symmetric(tensor)
