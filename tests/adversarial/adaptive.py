@@ -324,4 +324,29 @@ return out
         "exception",
         top="import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)",
     ),
+    cheat(
+        30,
+        "memory in files that count against no limit",
+        SINES,
+        "WORK\nself.held = os.memfd_create('held')\nos.ftruncate(self.held, 1 << 27)\nreturn out",
+        "exception",
+        top="import os",
+    ),
+    cheat(
+        30,
+        "three processes, each with less memory than one may have",
+        SINES,
+        "WORK\nreturn out",
+        "memory_limit",
+        top="""
+import os, time
+for _ in range(3):
+    if not os.fork():
+        held = bytearray(b"x") * (450 << 20)
+        time.sleep(10)
+        os._exit(0)
+for _ in range(3):
+    os.wait()
+""",
+    ),
 )

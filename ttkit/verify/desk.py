@@ -320,7 +320,7 @@ class Desk:
             "pid_namespace": role == "candidate" and cpu,
             "limits": {
                 "uid": uid,
-                "ipc_namespace": cpu,  # CUDA shares memory through it
+                "cpu_only": cpu,
                 "cpu_seconds": limits.cpu_seconds if cpu else limits.cpu_seconds_cuda,
                 "memory_bytes": limits.memory_bytes if cpu else 0,
                 "processes": limits.processes,

@@ -114,12 +114,13 @@ def apply(spec: dict[str, Any]) -> dict[str, bool]:
 
     Called once, before anything of the candidate is read, in its scratch directory. Keys of
     `spec`: `uid` (or None), and the numbers of `Limits` as `cpu_seconds`, `memory_bytes`
-    (0: none), `processes`, `open_files`, `file_bytes`, `scratch_bytes`; and `ipc_namespace`,
-    whether to enter one.
+    (0: none), `processes`, `open_files`, `file_bytes`, `scratch_bytes`; and `cpu_only`,
+    whether no CUDA device is used.
     """
     active = {"parent_death_signal": _prctl(PR_SET_PDEATHSIG, SIGKILL)}
     active["network_namespace"] = _unshare(CLONE_NEWNET)
-    active["ipc_namespace"] = spec["ipc_namespace"] and _unshare(CLONE_NEWIPC)
+    # CUDA's processes share memory through what these two take away.
+    active["ipc_namespace"] = spec["cpu_only"] and _unshare(CLONE_NEWIPC)
     active["read_only_files"] = _read_only_files(spec["scratch_bytes"], spec["uid"])
     for name, which, amount in (
         ("cpu_limit", resource.RLIMIT_CPU, spec["cpu_seconds"]),
@@ -141,7 +142,9 @@ def apply(spec: dict[str, Any]) -> dict[str, bool]:
     private = active["own_user_id"] = spec["uid"] is not None and os.getuid() == spec["uid"]
     active["process_limit"] = private and _limit(resource.RLIMIT_NPROC, spec["processes"])
     active["no_new_privileges"] = _prctl(PR_SET_NO_NEW_PRIVS, 1)
-    active["system_call_filter"] = active["no_new_privileges"] and syscalls.refuse()
+    active["system_call_filter"] = active["no_new_privileges"] and syscalls.refuse(
+        () if spec["cpu_only"] else syscalls.CUDA
+    )
     active["not_dumpable"] = _prctl(PR_SET_DUMPABLE, 0)
     # The signal is forgotten when the user id changes, so it is asked for again.
     _prctl(PR_SET_PDEATHSIG, SIGKILL)

@@ -97,6 +97,8 @@ class Side:
         self.run_seconds: list[float] = []
         self.run_cpu: list[float] = []
         self._cpu_at_end = math.nan
+        # What it shares with the process that it was forked from.
+        self._resident_at_first = resident_bytes(worker.pid)
 
     def load(self, info: dict[str, Any], fds: Sequence[int]) -> None:
         """Load the module and build the model, with the reference's seed and weights."""
@@ -136,8 +138,7 @@ class Side:
                 seconds, reply = channel.timed(message, limit)
             else:
                 channel.send(message, fds)
-                watch = None if self.device == "cpu" else self._watch_memory
-                seconds, (reply, sent) = 0.0, channel.recv(limit, watch)
+                seconds, (reply, sent) = 0.0, channel.recv(limit, self._watch_memory)
                 for fd in sent:
                     os.close(fd)
                 if sent:
@@ -177,10 +178,13 @@ class Side:
         return limits.cpu_seconds if self.device == "cpu" else limits.cpu_seconds_cuda
 
     def _watch_memory(self) -> None:
-        # On CUDA no address-space limit is possible: the driver reserves terabytes.
-        used = resident_bytes(self.worker.pid)
-        if used > self.limits.memory_bytes + CUDA_RESIDENT_BYTES:
-            text = f"out of memory: it used {used >> 30} GiB"
+        """Limits of the system hold for each process (and on CUDA, whose driver reserves terabytes,
+        not at all); this one holds for all that the worker started, together."""
+        pid = self.worker.pid
+        known = CUDA_RESIDENT_BYTES if self.device != "cpu" else self._resident_at_first
+        used = sum(max(resident_bytes(p) - known, 0) for p in (pid, *descendants(pid)))
+        if used > self.limits.memory_bytes:
+            text = f"out of memory: it used {used >> 20} MiB"
             raise Outcome("runtime_error", text, "memory_limit")
 
     def bind(self, case: dict[str, Any], limit: float) -> None:
@@ -309,6 +313,17 @@ def has_children(pid: int) -> bool:
                 if file.read(1):
                     return True
     return False
+
+
+def descendants(pid: int) -> list[int]:
+    """All live children of a process, their children and so on."""
+    found: list[int] = []
+    with contextlib.suppress(OSError, ValueError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/children") as file:
+                for child in map(int, file.read().split()):
+                    found += [child, *descendants(child)]
+    return found
 
 
 def process_cpu_seconds(pid: int) -> float:

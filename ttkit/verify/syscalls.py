@@ -12,6 +12,7 @@ import ctypes
 import errno
 import platform
 import struct
+from collections.abc import Collection
 
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
 ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x80000000
@@ -37,6 +38,7 @@ ARCHITECTURES: dict[str, tuple[int, dict[str, int]]] = {
             "process_vm_readv": 310,
             "process_vm_writev": 311,
             "bpf": 321,
+            "memfd_create": 319,
             "userfaultfd": 323,
             "io_uring_setup": 425,
             "pidfd_getfd": 438,
@@ -62,6 +64,7 @@ ARCHITECTURES: dict[str, tuple[int, dict[str, int]]] = {
             "process_vm_readv": 270,
             "process_vm_writev": 271,
             "bpf": 280,
+            "memfd_create": 279,
             "userfaultfd": 282,
             "io_uring_setup": 425,
             "pidfd_getfd": 438,
@@ -88,15 +91,20 @@ def _program(arch: int, numbers: list[int]) -> bytes:
     return b"".join(struct.pack("=HBBI", *step) for step in steps)
 
 
-def refuse() -> bool:
-    """Install the filter in the calling process; False where the system does not offer it.
+# Files in memory count against no limit; CUDA's driver may need them all the same.
+CUDA = ("memfd_create",)
+
+
+def refuse(but: Collection[str] = ()) -> bool:
+    """Install the filter in the calling process, `but` those allowed; False where the system does
+    not offer it.
 
     Needs PR_SET_NO_NEW_PRIVS to be set.
     """
     known = ARCHITECTURES.get(platform.machine())
     if known is None:
         return False
-    code = _program(known[0], sorted(known[1].values()))
+    code = _program(known[0], sorted(n for name, n in known[1].items() if name not in but))
     buffer = ctypes.create_string_buffer(code, len(code))
     length = struct.pack("=H", len(code) // 8)
     # struct sock_fprog: a 16-bit count, padding, a pointer.
