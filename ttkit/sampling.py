@@ -17,7 +17,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ttkit.errors import UsageError
-from ttkit.policy import prompt_ids, stop_ids
+from ttkit.policy import prompt_ids, stop_ids, threads_that_pay
 
 Messages = list[dict[str, str]]
 
@@ -190,7 +190,7 @@ class TransformersSampler:
         training = self.model.training
         self.model.eval()
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), threads_that_pay(self.model):
                 for batch in self._batches(len(prompts), params.n):
                     parts = [(ids[i], tables[i][rows]) for i, rows in batch]
                     for (i, _), found in zip(batch, self._generate(parts, params), strict=True):
