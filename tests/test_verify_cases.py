@@ -136,7 +136,9 @@ def test_a_mixture_keeps_what_inputs_promise_and_is_no_multiple_of_either():
     assert float(ratios.std()) > 0.1
     assert torch.allclose(variations.mixed(one, one, 0.25, 2.0), 2 * one, rtol=0.1)
     both = one + one.T
-    assert torch.equal(variations.mixed(both, both, 0.25, 2.0), 2 * both)  # symmetric as before
+    found = variations.mixed(both, both, 0.25, 2.0)
+    assert torch.equal(found, found.T) and not torch.allclose(found, 2 * both)
+    assert torch.allclose(found, 2 * both, rtol=0.22)
 
 
 def test_what_is_made_of_few_inputs_is_no_combination_of_them():

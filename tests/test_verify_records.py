@@ -15,7 +15,7 @@ from ttkit.prompts import candidate_source
 from ttkit.tasks import Task
 from ttkit.verify import PROTOCOLS, Limits, Verdict, Verifier
 from ttkit.verify.aa import aa
-from ttkit.verify.cache import Cache, verdict_key
+from ttkit.verify.cache import Cache, normalised, verdict_key
 
 CODE = """
 import torch
@@ -42,13 +42,12 @@ def body(text: str) -> str:
 
 def test_identical_candidates_are_measured_once_in_order(tmp_path):
     same = body("return torch.softmax(torch.sin(x) * 2, dim=1)")
-    commented = body("# to be fast\nreturn torch.softmax(torch.sin(x)*2, dim=1)")
     wrong = body("return x")
     seen = []
     file = tmp_path / "cache.jsonl"
     with Verifier(QUICK, cache=file) as v:
         verdicts = v.verify_many(
-            [(TASK, same), (TASK, wrong), (TASK, commented), (TASK, same)],
+            [(TASK, same), (TASK, wrong), (TASK, same), (TASK, same)],
             lambda index, verdict: seen.append((index, verdict.status)),
         )
     assert [x.status for x in verdicts] == ["correct", "rejected", "correct", "correct"]
@@ -56,7 +55,7 @@ def test_identical_candidates_are_measured_once_in_order(tmp_path):
     assert sorted(seen) == [(0, "correct"), (1, "rejected"), (2, "correct"), (3, "correct")]
     assert len(file.read_text().splitlines()) == 2
     with Verifier(QUICK, cache=file) as v:
-        again = v.verify(TASK, commented)
+        again = v.verify(TASK, same)
         assert again == verdicts[0]
         assert v._room.launcher._process is None, "a cached verdict needs no process"
         assert v.verify(TASK, same, fresh=True).pairs != verdicts[0].pairs
@@ -85,7 +84,21 @@ def test_the_key_covers_all_that_a_verdict_depends_on():
         key(workers=4),
     ]
     assert len({key(), *changed}) == 7
-    assert key(source="a  =  1  # same") == key()
+    assert key(source="a = 1  # same") == key()
+    assert key(source="'\ud800'") != key()  # no text that could be encoded
+
+
+def test_what_is_run_is_what_the_key_is_made_of():
+    """A program that does as its own comments say gets the verdict of one without comments."""
+    source = "a = 1  # b = 2\n# c\ntext = '''  # no comment  \n'''\n"
+    assert normalised(source) == "a = 1\n\ntext = '''  # no comment  \n'''\n"
+    assert normalised("a = (  # open") == "a = (  # open"  # no program at all
+    reads = body("return torch.softmax(torch.sin(x) * 2, dim=1)\n# out of order").replace(
+        "class ModelNew",
+        "if '# out' + ' of order' in open(__file__).read():\n    1 / 0\n\nclass ModelNew",
+    )
+    with Verifier(QUICK) as v:
+        assert v.verify(TASK, reads).status == "correct"
 
 
 def test_a_torn_last_line_is_ignored_and_repaired(tmp_path):

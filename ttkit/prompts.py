@@ -99,7 +99,7 @@ def code_sha256(code: str) -> str:
             code = ast.unparse(ast.parse(wrapped))
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             code = "\n".join(line.rstrip() for line in code.strip().splitlines())
-    return hashlib.sha256(code.encode()).hexdigest()
+    return hashlib.sha256(code.encode(errors="surrogatepass")).hexdigest()
 
 
 def _check_action(action: str) -> None:

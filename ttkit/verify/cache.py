@@ -4,26 +4,44 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 import threading
+import tokenize
 from importlib import metadata
 from pathlib import Path
 
 import ttkit
 from ttkit.errors import InfraError
-from ttkit.prompts import code_sha256
 from ttkit.tasks import Task
 from ttkit.verify.protocol import Limits, Protocol
 from ttkit.verify.verdict import Verdict
 
 
+def normalised(source: str) -> str:
+    """`source` without its comments, every line where it was.
+
+    This is also what is run: a program could read its own text and do as a comment says, and two
+    that differ in nothing else share one verdict.
+    """
+    lines = source.split("\n")
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+            if token.type == tokenize.COMMENT:
+                row, column = token.start
+                lines[row - 1] = lines[row - 1][:column].rstrip()
+    except (SyntaxError, ValueError, RecursionError, MemoryError, tokenize.TokenError):
+        return source
+    return "\n".join(lines)
+
+
 def verdict_key(
     task: Task, source: str, protocol: Protocol, limits: Limits, device_name: str, workers: int
 ) -> str:
-    """Hash of everything a verdict depends on; layout and comments of the source do not count."""
+    """Hash of everything a verdict depends on; comments of the source do not count."""
     parts = (
-        code_sha256(source),
+        hashlib.sha256(normalised(source).encode(errors="surrogatepass")).hexdigest(),
         task.sha256,
         protocol.fingerprint(),
         repr(limits),

@@ -6,7 +6,7 @@ import copy
 import functools
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ UNUSABLE_ERROR, UNUSABLE_SPREAD, UNUSABLE_NANS = 0.1, 1e-3, 0.9
 # A variation on which the reference itself is no better than this says nothing of a candidate.
 VAGUE_ERROR = 1e-2
 POOL = 4
+# Cases in which values that vanish are no accident of extreme inputs.
+USUAL = ("declared", "touched", "timed")
 # Inputs above this are varied in a cut-down form, a few draws of them are kept at most, and no more
 # than this much of them is looked through for changes.
 LARGE_BYTES = 256 << 20
@@ -125,6 +127,7 @@ class CaseMaker:
         self.signs: bool | None = None
         self.touched_errors: list[float] = []
         self.touchable: list[bool] = []
+        self.reorders = False  # whether the reference takes integers in any order
         # Where case 0 is not kept: what it is without inputs and answers, but with its errors.
         self.pattern: NativeCase | None = None
 
@@ -147,7 +150,8 @@ class CaseMaker:
             one = secret_choice(self.pool)
             other = secret_choice([drawn for drawn in self.pool if drawn is not one] or [one])
             share, factor = (secret_seed() / 2**56 for _ in range(2))
-            sets.append(variations.mixed(one, other, 0.25 + share / 2, 0.5 + factor))
+            args = variations.mixed(one, other, 0.25 + share / 2, 0.5 + factor)
+            sets.append(variations.shuffled(args) if self.reorders else args)
         return sets
 
     def timed_errors(self, case: Case) -> list[float]:
@@ -241,8 +245,13 @@ class CaseMaker:
             return self.numbered(0, "declared")
         return NativeCase(self.pattern, self.pattern.outputs, self.pattern.own_errors)
 
-    def numbered(self, number: int, name: str) -> Case:
-        """Correctness case `number`, of the kind `name`."""
+    def numbered(self, number: int, name: str, weights: Collection[str] | None = None) -> Case:
+        """Correctness case `number`, of the kind `name`; one with other weights has them where the
+        candidate keeps `weights` (None: all)."""
+        state = self.state()
+        if name == variations.WEIGHTS and weights is not None and not state <= set(weights):
+            # Made for this candidate; if it has no place for any, whatever comes is not judged.
+            return self._variation(name, set(weights) or state)
         case = self.kept.get(number)
         if case is not None:
             return case
@@ -261,12 +270,12 @@ class CaseMaker:
             self.kept[number] = case
         return case
 
-    def _variation(self, name: str) -> Case:
+    def _variation(self, name: str, which: Collection[str] | None = None) -> Case:
         weights = None
         choices: Iterable[Any]
         args = self._small_inputs()
         if name == variations.WEIGHTS:
-            weights = self._other_weights()
+            weights = self._other_weights(self.state() if which is None else which)
             if not weights:
                 return Case(name, None, [], [], skipped="the model has no weights")
             choices = [args]
@@ -297,6 +306,7 @@ class CaseMaker:
                 why = f"the reference raises {error!r:.80}"
                 continue
             if not case.skipped:
+                self.reorders |= name == variations.INDICES
                 if name == variations.TOUCHED:
                     self.signs, self.touched_errors = number == 0, case.own_errors
                 return case
@@ -328,12 +338,17 @@ class CaseMaker:
             args = smaller
         return args if size_of(args) <= LARGE_BYTES else None
 
-    def _other_weights(self) -> dict[str, torch.Tensor]:
+    def state(self) -> set[str]:
+        """The names of the reference's weights."""
         model = self.runner.model
-        if not isinstance(model, torch.nn.Module):
+        return set(model.state_dict()) if isinstance(model, torch.nn.Module) else set()
+
+    def _other_weights(self, which: Collection[str]) -> dict[str, torch.Tensor]:
+        if not which:
             return {}
         seed_all(secret_seed())
-        return {k: variations.reweighed(v) for k, v in model.state_dict().items()}
+        state = self.runner.model.state_dict()
+        return {k: variations.reweighed(v) if k in which else v for k, v in state.items()}
 
     def renew(self) -> None:
         """Forget one kept case, so that what is kept does not stay the same for long."""
@@ -403,6 +418,8 @@ def judge(
         if not found.ok:
             break
     ok, what = worst.ok, worst.what
+    if ok and case.name in USUAL and any(map(correctness.vanished, delivered, case.outputs)):
+        ok, what = False, "zeros stand where the reference has small values"
     if ok and not same_values(values, expected):
         ok, what = False, "a plain number in the output differs"
     return {
@@ -436,6 +453,10 @@ def same_values(found: Any, expected: list[Any]) -> bool:
     for a, b in zip(found, expected, strict=True):
         if isinstance(b, float):
             if not isinstance(a, (int, float)):
+                return False
+            try:
+                a = float(a)
+            except OverflowError:  # an integer that no float is near to
                 return False
             if not (math.isclose(a, b, rel_tol=1e-5) or (math.isnan(a) and math.isnan(b))):
                 return False

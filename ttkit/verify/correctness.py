@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 ERROR_FACTOR = 10.0
 EPS_FACTOR = 32.0
 LOCAL_FLOOR = 1e-3
+VANISHED_SHARE, VANISHED_LEAST = 0.05, 8
 # Elements of a large tensor that are looked at together.
 PIECE = 1 << 26
 # KernelBench's tolerances by dtype (src/kernelbench/eval.py, get_tolerance_for_precision).
@@ -188,6 +189,17 @@ def compare(
     ok = error <= allowed
     what = "" if ok else _what(y, error, allowed, yardstick.y64)
     return Comparison(ok, error, allowed, close, what)
+
+
+def vanished(y: torch.Tensor, reference: torch.Tensor) -> bool:
+    """Whether many of the reference's values, too small for an error to show, are zeros in `y`.
+
+    A few may be, where what cancels in one order of operations does not in another.
+    """
+    if not y.is_floating_point() or not y.numel():
+        return False
+    lost = sum(int(((a == 0) & (b != 0)).sum()) for a, b in _pieces(y, reference))
+    return lost > max(VANISHED_SHARE * y.numel(), VANISHED_LEAST)
 
 
 def surely_close(y: torch.Tensor, reference: torch.Tensor, reference_error: float) -> bool:

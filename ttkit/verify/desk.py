@@ -19,6 +19,7 @@ from typing import Any
 
 from ttkit.errors import InfraError
 from ttkit.tasks import Task
+from ttkit.verify.cache import normalised
 from ttkit.verify.device import (
     EXCLUSIVE,
     SHARED,
@@ -152,6 +153,7 @@ class Desk:
                 with contextlib.ExitStack() as stack:
                     if referee.twin is not None:
                         referee.twin.release()
+                    referee.ask("renew")
                     side = candidate.side()
                     session = Session(
                         referee, side, self.room.protocol, self.room.limits, self._give_way
@@ -202,6 +204,7 @@ class Desk:
         for number in range(protocol.relaunches):
             if not session.record["speedup"] > 1:
                 return
+            referee.ask("renew")
             with contextlib.ExitStack() as stack:
                 if referee.twin is not None:
                     twin = self._keep_twin(task, referee)
@@ -220,7 +223,7 @@ class Desk:
     @contextlib.contextmanager
     def _side(self, source: str, task: Task, trusted: bool) -> Iterator[Side]:
         """A fresh process for one implementation, with its scratch directory, until the end."""
-        directory = self._directory({"task.py": task.code, "candidate.py": source})
+        directory = self._directory({"task.py": task.code, "candidate.py": normalised(source)})
         worker = None
         try:
             worker = self._spawn("candidate", directory)

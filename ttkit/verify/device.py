@@ -45,7 +45,7 @@ def pinned(cores: set[int]) -> Iterator[None]:
 
 
 class DeviceLock:
-    """One holder's view of the reader-writer lock of `device`, across threads, processes and users.
+    """One holder's view of the reader-writer lock of `device`, across threads and processes.
 
     Held shared (SHARED) by who loads and checks, exclusively (EXCLUSIVE) by who times. Every holder
     makes an instance of its own. All come to it through a turnstile, in which the next one waits:
@@ -54,9 +54,7 @@ class DeviceLock:
 
     def __init__(self, device: str):
         name = os.path.join(tempfile.gettempdir(), f"ttkit-{device.replace(':', '-')}")
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        self._turnstile = os.open(f"{name}.turnstile", flags, 0o666)
-        self._lock = os.open(f"{name}.lock", flags, 0o666)
+        self._turnstile, self._lock = _open(f"{name}.turnstile"), _open(f"{name}.lock")
         self._mode = 0
         self.waited = 0.0  # seconds in all
 
@@ -104,6 +102,19 @@ class DeviceLock:
         self.release()
         os.close(self._lock)
         os.close(self._turnstile)
+
+
+def _open(path: str) -> int:
+    """A file that this user alone may open: a candidate, which is none, could hold its lock for
+    ever. Where another user was first, a file of one's own has to do."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    try:
+        opened = os.open(path, flags, 0o600)
+    except PermissionError:
+        opened = os.open(f"{path}.{os.getuid()}", flags, 0o600)
+    with contextlib.suppress(OSError):
+        os.fchmod(opened, 0o600)
+    return opened
 
 
 def contention_record(device: str) -> dict[str, Any]:

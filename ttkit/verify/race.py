@@ -88,12 +88,11 @@ class Race:
         """Seconds of one call of `side`, on inputs written anew after the caches were flushed."""
         staged = self.referee.ask("stage", trusted=side.trusted, slots=slots)
         self.flushes.append(staged["seconds"])
-        pad = self.random.randrange(PAD_STEP, PAD_BYTES, PAD_STEP)
         limit = REFEREE_SECONDS if side.trusted else self.run_limit
         # The outputs of a run are numbered by their place in `slots`.
         # For both sides, or a delivery would start from another state of caches and device.
         cover = functools.partial(self.referee.ask, "cover") if self.protocol.compared else None
-        seconds, delivered = side.turn(slots, slots.index(which), pad, limit, cover)
+        seconds, delivered = side.turn(slots, slots.index(which), shift(), limit, cover)
         self._values[side.trusted] = delivered.get("values")
         return max(seconds - self.null, 1e-6) / len(slots)
 
@@ -286,6 +285,11 @@ class Race:
             reference_ms=statistics.median(r for r, _ in pairs) * 1e3,
             candidate_ms=statistics.median(c for _, c in pairs) * 1e3,
         )
+
+
+def shift() -> int:
+    """Bytes by which the buffers of a run are shifted, drawn anew for each."""
+    return random.SystemRandom().randrange(PAD_STEP, PAD_BYTES, PAD_STEP)
 
 
 def _expanded(side: Side) -> bool:

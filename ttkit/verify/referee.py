@@ -218,13 +218,16 @@ class Referee:
             self.shared[trusted].weights.view(spec).copy_(value)
 
     def do_renew(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Before each candidate the weights are written again, and now and then a case is replaced.
+        """Before each process of a candidate its memory is as nobody had ever used it; now and then
+        a case is replaced.
 
-        So no candidate meets weights that an earlier one could have altered.
+        So none meets weights that an earlier one could have altered, or anything else it left.
         """
         self.served += 1
         if self.served % RENEW_EVERY == 0:
             self.cases.renew()
+        for arena in (self.shared[False].inputs, self.shared[False].output):
+            arena.base.fill_(255)
         self._write_weights(trusted=False)
         return {}
 
@@ -236,7 +239,7 @@ class Referee:
         self.case, self.current, self.watched = NOTHING, [], []
         self.turn = self.shared[message["trusted"]]
         if message["judged"]:
-            case = self.cases.numbered(message["number"], message["name"])
+            case = self.cases.numbered(message["number"], message["name"], message["weights"])
         else:
             case = self.cases.unanswered()
         if case.args is None and not case.skipped:
@@ -352,7 +355,7 @@ class Referee:
         """
         self.current, self.watched = [], []
         if not self.fresh:
-            self.current = self.cases.pooled_inputs(self.slots)
+            self.current = list(map(self.cases.touched, self.cases.pooled_inputs(self.slots)))
         elif self.unseen:
             self.current = self.unseen.pop()
         else:

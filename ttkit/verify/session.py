@@ -15,7 +15,7 @@ from typing import Any
 
 from ttkit.verify import timing
 from ttkit.verify.protocol import Limits, Protocol
-from ttkit.verify.race import PAD_BYTES, Race
+from ttkit.verify.race import PAD_BYTES, Race, shift
 from ttkit.verify.sides import Outcome, RefereeHandle, Side
 
 
@@ -63,9 +63,8 @@ class Session:
         name = f"values_{case['name']}"
         if case["skipped"]:
             return close
-        if case["reweigh"] and not self._reweigh():
-            self.referee.ask("own_weights")
-            return close
+        if case["reweigh"]:
+            self._reweigh()
         self.checks.append(name)
         delivered, finish = self._run_case(self.candidate, case, watched=number == 0)
         result = self.referee.ask("check_end", values=delivered.get("values"))
@@ -84,7 +83,7 @@ class Session:
         self._look(finish.get("changes"))
         if case["reweigh"]:
             self.referee.ask("own_weights")
-            self._reweigh()
+            self.candidate.reweigh(self.run_limit)
             self.reweighed = number
         else:
             self.cases_run.append(number)
@@ -92,14 +91,19 @@ class Session:
 
     def _begin(self, number: int, side: Side, judged: bool = True) -> dict[str, Any]:
         which = {"number": number, "name": self.protocol.cases[number], "judged": judged}
-        return self.referee.ask("check_begin", trusted=side.trusted, **which)
+        weights = side.weights_loaded
+        return self.referee.ask("check_begin", trusted=side.trusted, weights=weights, **which)
 
-    def _reweigh(self) -> bool:
-        """Let the candidate take other weights; False where it has no place for them."""
+    def _reweigh(self) -> None:
+        """Let the candidate take other weights."""
         if not self.candidate.weights_loaded:
-            return False
-        _, reply = self.candidate.ask({"op": "reweigh"}, "taking other weights", self.run_limit)
-        return reply.get("weights_loaded") is True
+            raise Outcome(
+                "rejected",
+                "it keeps none of the reference's weights: what it made of them when it was built "
+                "cannot be told from work that each call has to do",
+                "weights_kept",
+            )
+        self.candidate.reweigh(self.run_limit)
 
     def _look(self, changes: Any) -> None:
         """Reject what the candidate's own process reports to have replaced or changed."""
@@ -121,13 +125,16 @@ class Session:
             self.referee.ask("cover")
         _, delivered = side.ask({"op": "deliver", "which": 0}, doing, self.run_limit)
         # The largest shift comes first, so that later ones meet pages already in use.
-        end = {"op": "finish", "look": not side.trusted, "pad": PAD_BYTES}
+        pad = shift() if side.cases else PAD_BYTES
+        side.cases += 1
+        end = {"op": "finish", "look": not side.trusted, "pad": pad}
         _, finish = side.ask(end, doing, self.run_limit)
         if ran.get("reference_ran"):
             text = "the reference's own forward ran in place of a program of its own"
             raise Outcome("rejected", text, "calls_reference")
         if idle := ran.get("idle_kernels"):
-            text = f"none of the kernels that it defines ran ({', '.join(map(str, idle))})"
+            names = ", ".join(map(str, idle)) if isinstance(idle, list) else idle
+            text = f"none of the kernels that it defines ran ({names})"
             raise Outcome("rejected", text[:300], "kernel_never_launched")
         return delivered, finish
 

@@ -14,7 +14,7 @@ import random
 import signal
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,8 +84,9 @@ class Side:
         self.compile_seconds = limits.compile_seconds if compiles else 0.0
         # Serves several candidates, so that its history is its own.
         self.shared = False
+        self.cases = 0  # run on it, besides what was timed
         self.guards: dict[str, Any] = {}
-        self.weights_loaded = False
+        self.weights_loaded: list[str] = []
         self.changes: dict[str, str] = {}
         self.strides: list[list[int]] = []  # of the last output, -1 where they mean nothing
         # What every turn took besides the timed run, in seconds: the delivery by the judge's clock,
@@ -112,8 +113,17 @@ class Side:
         message = {"op": "load", "seed": info["seed"], "weights": info["weights"]}
         message |= info["twin" if self.trusted else "candidate"]
         _, loaded = self.ask(message, "loading its module", limit, fds=fds)
-        self.weights_loaded = loaded.get("weights_loaded") is True
+        self.weights_loaded = self._names(loaded.get("weights_loaded"), info["weights"])
         self.changes = _texts(loaded.get("changes"))
+
+    def reweigh(self, limit: float) -> None:
+        """Let it take the weights that now lie in the shared memory."""
+        self.ask({"op": "reweigh"}, "taking other weights", limit)
+
+    @staticmethod
+    def _names(value: Any, known: Collection[str]) -> list[str]:
+        """A candidate's answer taken as some of the names that are known."""
+        return [name for name in known if isinstance(value, list) and name in value]
 
     def ask(
         self,
@@ -247,7 +257,7 @@ class Side:
         delivery = {"op": "deliver", "which": which}
         late, delivered = self.ask(delivery, doing, limit, timed=True)
         self.ask({"op": "finish", "look": False, "pad": pad}, doing, limit)
-        self.freeze()
+        self.set_aside()
         self._cpu_at_end = process_cpu_seconds(pid)
         self.deliveries.append(late)
         self.late_cpu.append(self._cpu_at_end - answered)

@@ -115,6 +115,9 @@ def mixed(one: Any, other: Any, share: float, factor: float) -> Any:
             return one
         same = one is other or one.shape != other.shape
         value = one * factor if same else torch.lerp(other, one, share).mul_(factor)
+        if _symmetric(one):
+            noise = _noise(one.shape[0], one)
+            return value.mul_(torch.outer(noise, noise))
         return roughened(value) if _free(one) else value
     if isinstance(one, (list, tuple)):
         return type(one)(mixed(a, b, share, factor) for a, b in zip(one, other, strict=True))
@@ -125,11 +128,31 @@ def roughened(tensor: torch.Tensor) -> torch.Tensor:
     """The dense `tensor`, multiplied in place by noise drawn anew: signs and zeros stay."""
     flat = tensor.view(-1) if tensor.is_contiguous() else tensor.flatten()
     whole = flat.numel() // NOISE_LENGTH * NOISE_LENGTH
-    noise = torch.rand(NOISE_LENGTH, device=flat.device).mul_(2 * NOISE).add_(1 - NOISE)
-    noise = noise.to(flat.dtype)
+    noise = _noise(NOISE_LENGTH, flat)
     flat[:whole].view(-1, NOISE_LENGTH).mul_(noise)
     flat[whole:].mul_(noise[: flat.numel() - whole])
     return flat.view(tensor.shape)
+
+
+def _noise(length: int, like: torch.Tensor) -> torch.Tensor:
+    noise = torch.rand(length, device=like.device).mul_(2 * NOISE).add_(1 - NOISE)
+    return noise.to(like.dtype)
+
+
+def shuffled(value: Any) -> Any:
+    """Integers moved on by some places, around the end, and a few of them swapped: at the cost of
+    one pass not what was met before, nor that moved on."""
+
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.dtype not in INTEGERS or tensor.numel() < 2:
+            return tensor
+        flat = tensor.flatten().roll(int(torch.randint(0, tensor.numel(), ())))
+        a, b = torch.randint(0, flat.numel(), (2, TOUCHES), device=flat.device).tolist()
+        for i, j in zip(a, b, strict=True):
+            flat[[i, j]] = flat[[j, i]]
+        return flat.view(tensor.shape)
+
+    return _map(value, change)
 
 
 def touchable(args: Any) -> list[bool]:

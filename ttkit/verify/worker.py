@@ -282,6 +282,7 @@ class Candidate:
         self.reference = task.Model.forward.__code__
         self.runner = Runner(model_class, task, message["seed"], device)
         self.specs = message["weights"]
+        self.places: dict[str, torch.Tensor] | None = None if self.specs else {}
         if self.specs:
             self.weights = Arena(message["weights_size"], "cpu", fd=weights_fd)
         loaded = self._load_weights()
@@ -291,35 +292,56 @@ class Candidate:
         """Take the weights that now lie in the shared memory."""
         return {"weights_loaded": self._load_weights()}
 
-    def _load_weights(self) -> bool:
-        """Copy the reference's weights by name; False, and nothing done, where one has no place.
+    def _load_weights(self) -> list[str]:
+        """Copy the reference's weights to their places; the names of those that have one.
 
         What the model holds besides them stays as it is: weights folded in its constructor do not
         follow.
         """
+        if self.places is None:
+            self.places = self._find_places()
+        with torch.no_grad():
+            for key, place in self.places.items():
+                place.copy_(self.weights.view(self.specs[key]))
+        return list(self.places)
+
+    def _find_places(self) -> dict[str, torch.Tensor]:
+        """The model's tensors for the reference's weights, by their names there.
+
+        Where names do not fit: by value, if just one tensor has it, since both models were built
+        from one seed. A model of whatever kind keeps its weights in attributes.
+        """
         assert self.runner is not None
+        model = self.runner.model
+        own: dict[str, Any] = {}
         with contextlib.suppress(AttributeError, TypeError):
-            own = self.runner.model.state_dict()
-            fits = [
-                k in own and list(own[k].shape) == spec["shape"] for k, spec in self.specs.items()
-            ]
-            if fits and all(fits):
-                with torch.no_grad():
-                    for key, spec in self.specs.items():
-                        own[key].copy_(self.weights.view(spec))
-                return True
-        return False
+            own = model.state_dict()
+        if all(k in own and list(own[k].shape) == s["shape"] for k, s in self.specs.items()):
+            return {key: own[key] for key in self.specs}
+        found, tensors = {}, _tensors_within(model)
+        for key, spec in self.specs.items():
+            value = self.weights.view(spec).to(self.runner.device)
+            alike = [t for t in tensors if t.shape == value.shape and t.dtype == value.dtype]
+            equal = [t for t in alike if torch.equal(t, value)]
+            if len(equal) == 1:
+                found[key] = equal[0]
+        return found
 
     def do_bind(self, message: dict[str, Any], _: list[int]) -> dict[str, Any]:
-        assert self.runner is not None
-        self.runner.inputs = []
-        for item in message["sets"]:
-            tensors = [self.arena.view(spec) for spec in item["tensors"]]
-            self.runner.inputs.append(tuple(unflatten(item["tree"], tensors)))
+        self.sets = message["sets"]
+        self._view_inputs()
         output = message["output"]
         self.tree, self.types = output["tree"], output["types"]
         self.targets = [self.output.view(spec) for spec in output["tensors"]]
         return {}
+
+    def _view_inputs(self) -> None:
+        """New tensors for every run, which no earlier one could have marked."""
+        assert self.runner is not None
+        self.runner.inputs = []
+        for item in self.sets:
+            tensors = [self.arena.view(spec) for spec in item["tensors"]]
+            self.runner.inputs.append(tuple(unflatten(item["tree"], tensors)))
 
     def do_run(self, message: dict[str, Any], _: list[int]) -> dict[str, Any]:
         assert self.runner is not None
@@ -356,7 +378,24 @@ class Candidate:
         if message["look"]:
             found = {"aliases": self.runner.aliases(0, 0), "changes": self.before.changes()}
         self.runner.forget(message["pad"])
+        self._view_inputs()
         return found
+
+
+def _tensors_within(value: Any, depth: int = 4) -> list[torch.Tensor]:
+    """The dense tensors that an object's attributes, lists and dictionaries hold, each once."""
+    if isinstance(value, torch.Tensor):
+        return [value] if value.layout is torch.strided else []
+    inside: list[Any] = []
+    if depth:
+        if isinstance(value, dict):
+            inside = list(value.values())
+        elif isinstance(value, (list, tuple)):
+            inside = list(value)
+        elif hasattr(value, "__dict__"):
+            inside = list(vars(value).values())
+    found = {id(t): t for item in inside for t in _tensors_within(item, depth - 1)}
+    return list(found.values())
 
 
 def main(channel: Channel, spec: dict[str, Any]) -> None:
