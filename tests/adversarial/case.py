@@ -58,7 +58,7 @@ VALUES = frozenset(
         "values_scaled",
         "values_large",
         "values_small",
-        "values_absolute",
+        "values_near_one",
         "values_shifted",
         "values_noncontiguous",
         "values_other_shapes",

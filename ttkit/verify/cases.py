@@ -21,6 +21,7 @@ from ttkit.verify.worker import Runner, kind_of, seed_all, to_device
 UNUSABLE_ERROR, UNUSABLE_SPREAD, UNUSABLE_NANS = 0.1, 1e-3, 0.9
 # A variation on which the reference itself is no better than this says nothing of a candidate.
 VAGUE_ERROR = 1e-2
+MANY_ZEROS = 0.25
 POOL = 4
 # Cases in which values that vanish are no accident of extreme inputs.
 USUAL = ("declared", "touched", "timed")
@@ -71,6 +72,12 @@ class Case:
     def finite(self) -> bool:
         """Whether the float64 run's outputs are finite throughout."""
         return correctness.all_finite(self.exact)
+
+    @property
+    def degenerate(self) -> bool:
+        """Whether some output is not finite or, for a good part, zero."""
+        zeros = (float((y == 0).double().mean()) for y in self.outputs if y.numel())
+        return not self.finite or max(zeros, default=0.0) > MANY_ZEROS
 
     @property
     def reference_errors(self) -> list[float]:
@@ -151,7 +158,7 @@ class CaseMaker:
             other = secret_choice([drawn for drawn in self.pool if drawn is not one] or [one])
             share, factor = (secret_seed() / 2**56 for _ in range(2))
             args = variations.mixed(one, other, 0.25 + share / 2, 0.5 + factor)
-            sets.append(variations.shuffled(args) if self.reorders else args)
+            sets.append(variations.swapped(args, roll=True) if self.reorders else args)
         return sets
 
     def timed_errors(self, case: Case) -> list[float]:
@@ -290,9 +297,13 @@ class CaseMaker:
             # part of them is then wrong.
             args = self.kept[0].args if 0 in self.kept else args
             self.touchable = variations.touchable(args)
-            choices = (variations.touched(args, s, self.touchable) for s in (True, False))
-        elif name == "absolute" and 0 in self.kept and self.kept[0].finite:
-            return Case(name, None, [], [], skipped="what is declared has finite answers")
+            choices = (
+                swap(variations.touched(args, signs, self.touchable))
+                for swap in (variations.swapped, lambda touched: touched)
+                for signs in (True, False)
+            )
+        elif name == "near_one" and 0 in self.kept and not self.kept[0].degenerate:
+            return Case(name, None, [], [], skipped="what is declared tells enough")
         else:
             ways = [variations.VALUES[name]]
             if name == "large":
@@ -308,7 +319,7 @@ class CaseMaker:
             if not case.skipped:
                 self.reorders |= name == variations.INDICES
                 if name == variations.TOUCHED:
-                    self.signs, self.touched_errors = number == 0, case.own_errors
+                    self.signs, self.touched_errors = number % 2 == 0, case.own_errors
                 return case
             why = case.skipped
         return Case(name, None, [], [], skipped=why)

@@ -33,7 +33,7 @@ INPUTS = {
     "scaled": "4 times as large",
     "large": "32 times as large, or more",
     "small": "64 times smaller",
-    "absolute": "of 1 or more",
+    "near_one": "of little more than 1",
     "shifted": "with another mean",
     "noncontiguous": "not contiguous in memory",
     "other_indices": "with other indices",

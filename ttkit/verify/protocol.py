@@ -20,7 +20,7 @@ VARIATION_NAMES = (
     "scaled",
     "large",
     "small",
-    "absolute",
+    "near_one",
     "shifted",
     "noncontiguous",
     "other_indices",

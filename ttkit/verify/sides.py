@@ -209,9 +209,12 @@ class Side:
     def set_aside(self) -> None:
         """Freeze it for as long as others are timed; raises Outcome if that would not stop all."""
         self.freeze()
-        if not self.trusted and has_children(self.worker.pid):
-            text = "a process of its own is alive between its turns"
-            raise Outcome("rejected", text, "child_process")
+        self._look_for_children("between its turns")
+
+    def _look_for_children(self, when: str) -> None:
+        # On both sides, so that their turns take the same course.
+        if has_children(self.worker.pid) and not self.trusted:
+            raise Outcome("rejected", f"a process of its own is alive {when}", "child_process")
 
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
@@ -248,9 +251,7 @@ class Side:
         answered = process_cpu_seconds(pid)
         if before_delivery is not None:
             self.freeze()
-        if not self.trusted and has_children(pid):
-            text = "a process of its own is alive while it is timed"
-            raise Outcome("rejected", text, "child_process")
+        self._look_for_children("while it is timed")
         if before_delivery is not None:
             before_delivery()
             self.thaw()

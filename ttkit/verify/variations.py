@@ -50,9 +50,9 @@ def less_large(tensor: torch.Tensor) -> torch.Tensor:
     return tensor * 32
 
 
-def absolute(tensor: torch.Tensor) -> torch.Tensor:
-    """At least 1, where roots and logarithms are finite."""
-    return tensor.abs() + 1
+def near_one(tensor: torch.Tensor) -> torch.Tensor:
+    """Little more than 1, where roots and logarithms are finite and products do not vanish."""
+    return tensor.abs() / 1024 + 1
 
 
 def small(tensor: torch.Tensor) -> torch.Tensor:
@@ -80,7 +80,7 @@ VALUES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "scaled": scaled,
     "large": large,
     "small": small,
-    "absolute": absolute,
+    "near_one": near_one,
     "shifted": shifted,
     "noncontiguous": strided,
 }
@@ -139,14 +139,14 @@ def _noise(length: int, like: torch.Tensor) -> torch.Tensor:
     return noise.to(like.dtype)
 
 
-def shuffled(value: Any) -> Any:
-    """Integers moved on by some places, around the end, and a few of them swapped: at the cost of
-    one pass not what was met before, nor that moved on."""
+def swapped(value: Any, roll: bool = False) -> Any:
+    """Integers of which a few have changed places; with `roll` after all have been moved on by some
+    places, around the end: at the cost of one pass not what was met before, nor that moved on."""
 
     def change(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.dtype not in INTEGERS or tensor.numel() < 2:
             return tensor
-        flat = tensor.flatten().roll(int(torch.randint(0, tensor.numel(), ())))
+        flat = tensor.flatten().roll(int(torch.randint(0, tensor.numel(), ())) if roll else 0)
         a, b = torch.randint(0, flat.numel(), (2, TOUCHES), device=flat.device).tolist()
         for i, j in zip(a, b, strict=True):
             flat[[i, j]] = flat[[j, i]]
