@@ -225,3 +225,34 @@ def test_a_reference_that_names_its_precision_has_a_float64_run():
     case = made.first()
     assert case.exact[0].dtype == torch.float64 and 0 < case.own_errors[0] < 1e-2
     assert case.outputs[0].dtype == torch.float32 and torch.get_default_dtype() == torch.float32
+
+
+class Singular(torch.nn.Module):
+    """Has an answer in single precision alone, by chance."""
+
+    def forward(self, x):
+        return torch.linalg.inv(x * 0) if x.dtype == torch.float64 else x.exp()
+
+
+def test_where_float64_finds_no_answer_there_is_no_case():
+    case = maker(Singular, (64, 64)).numbered(1, "more_rows")
+    assert "the reference raises" in case.skipped and "singular" in case.skipped
+
+
+class Flat(torch.nn.Module):
+    """Takes rows of another length for other rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(64, 8)
+
+    def forward(self, x):
+        return self.layer(x.reshape(-1, 64))
+
+
+def test_other_shapes_that_are_cut_up_by_chance_are_left_out():
+    made = maker(Flat, (256, 64))
+    made.first()
+    # 192 rows of 48 are 144 rows of 64.
+    shape = made.numbered(1, "other_shapes").args[0].shape
+    assert shape[1] == 64 and shape[0] < 256

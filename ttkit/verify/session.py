@@ -74,7 +74,8 @@ class Session:
         if finish.get("aliases") and not self.referee.info["aliases"]:
             raise Outcome(
                 "rejected",
-                "its output shares memory with an input, the reference's does not",
+                "its output shares memory with an input, the reference's does not "
+                f"(on inputs {case['name']})",
                 "output_aliases_input",
             )
         # Before it is judged: KernelBench may let pass what is incorrect here.
