@@ -236,7 +236,7 @@ class Singular(torch.nn.Module):
 
 def test_where_float64_finds_no_answer_there_is_no_case():
     case = maker(Singular, (64, 64)).numbered(1, "more_rows")
-    assert "the reference raises" in case.skipped and "singular" in case.skipped
+    assert "the reference raises" in case.skipped and "LinAlgError" in case.skipped
 
 
 class Flat(torch.nn.Module):
