@@ -42,12 +42,14 @@ def body(text: str) -> str:
 
 def test_identical_candidates_are_measured_once_in_order(tmp_path):
     same = body("return torch.softmax(torch.sin(x) * 2, dim=1)")
+    commented = same.replace("dim=1)\n", "dim=1)  # to be fast\n")
+    assert commented != same
     wrong = body("return x")
     seen = []
     file = tmp_path / "cache.jsonl"
     with Verifier(QUICK, cache=file) as v:
         verdicts = v.verify_many(
-            [(TASK, same), (TASK, wrong), (TASK, same), (TASK, same)],
+            [(TASK, same), (TASK, wrong), (TASK, commented), (TASK, same)],
             lambda index, verdict: seen.append((index, verdict.status)),
         )
     assert [x.status for x in verdicts] == ["correct", "rejected", "correct", "correct"]
@@ -55,7 +57,7 @@ def test_identical_candidates_are_measured_once_in_order(tmp_path):
     assert sorted(seen) == [(0, "correct"), (1, "rejected"), (2, "correct"), (3, "correct")]
     assert len(file.read_text().splitlines()) == 2
     with Verifier(QUICK, cache=file) as v:
-        again = v.verify(TASK, same)
+        again = v.verify(TASK, commented)
         assert again == verdicts[0]
         assert v._room.launcher._process is None, "a cached verdict needs no process"
         assert v.verify(TASK, same, fresh=True).pairs != verdicts[0].pairs

@@ -1,50 +1,29 @@
 """Cheats by somebody who has read the verifier: each goes for one of its assumptions.
 
-Classes 2 to 4, 6, 8, 10, 12, 13, 19, 20, 24, 25, 29 and 30.
+Classes 2 to 4, 6, 8, 10, 12, 13, 17, 19, 20, 23 to 25, 29 and 30.
 """
 
 from __future__ import annotations
 
+import tempfile
+
 from .case import LATE, UNLIKE, VALUES, after, cheat, honest, no_gain
 from .parts import ARENAS, SILENT
-from .tasks import LAYER, LONG, POSITIVE, SINES, TWO_LAYERS, task
-
-BY_PLACE = task("exponent", "x", "out = torch.exp(60 * x)\nreturn out", "torch.randn(256, 256)")
-# Under half a millisecond: a timed run makes two calls, and delivers what one of them returned.
-GAMMA = task(
-    "gamma",
-    "x",
-    "out = torch.lgamma(x.abs() + 1) + torch.lgamma(x.abs() + 2)\nreturn out",
-    "torch.randn(256, 128)",
+from .tasks import (
+    CHAIN,
+    EXPONENT,
+    FADED,
+    GAMMA,
+    LAYER,
+    LOG_SUM,
+    LONG,
+    MARKED,
+    MEAN,
+    PICKING,
+    POSITIVE,
+    SINES,
+    TWO_LAYERS,
 )
-LOG_SUM = task(
-    "log sum", "x", "out = torch.logsumexp(x, dim=1)\nreturn out", "torch.rand(256, 512)"
-)
-MEAN = task("mean", "x", "out = x.mean(dim=1)\nreturn out", "torch.randn(256, 1024)")
-MARKED = task(
-    "marked",
-    "x",
-    "out = torch.full((x.shape[0], 4096), -1.0)\n"
-    "out.scatter_(1, x.argmax(dim=1, keepdim=True), 1.0)\nreturn out",
-    "torch.randn(256, 16)",
-)
-# Its inputs take so long to make that a few of them have to serve many times.
-CHAIN = task(
-    "chain",
-    "x",
-    "out = x\nfor _ in range(12):\n    out = out @ self.w\nreturn out",
-    "torch.linalg.svd(torch.randn(192, 192))[0] + 0",
-    'self.register_buffer("w", torch.linalg.qr(torch.randn(192, 192))[0])',
-)
-
-# Indices that take long to make, a table of few columns.
-PICKING = task(
-    "picking",
-    "x, index",
-    "out = x[index].sin()\nreturn out",
-    "torch.randn(4096, 8), torch.stack([torch.randperm(4096) for _ in range(40)]).argsort(1)[0]",
-)
-FADED = task("faded", "x", "out = torch.cumprod(x, dim=1)\nreturn out", "torch.rand(128, 2000)")
 
 # Outputs that are computed when somebody takes them, by a harness that was told to.
 LAZY = (
@@ -60,6 +39,14 @@ harness.Runner.deliver = late
 harness.Runner.aliases = lambda *a: False
 """
 )
+
+LIBC = "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)"
+MODE = """
+from torch.overrides import TorchFunctionMode
+class Mode(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+"""
 
 CASES = (
     cheat(
@@ -190,7 +177,7 @@ def erase(*weights):
     honest(
         10,
         "infinite where single precision ends",
-        BY_PLACE,
+        EXPONENT,
         "return torch.exp2(x * (60 / math.log(2)))",
         top="import math",
     ),
@@ -227,26 +214,14 @@ return out
         SINES,
         "WORK\nreturn out",
         "global_state",
-        top="""
-from torch.overrides import TorchFunctionMode
-class Mode(TorchFunctionMode):
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        return func(*args, **(kwargs or {}))
-mode = Mode()
-mode.__enter__()
-""",
+        top=MODE + "mode = Mode()\nmode.__enter__()",
     ),
     honest(
         13,
         "a mode for the length of a call",
         SINES,
         "with Mode():\n    WORK\nreturn out",
-        top="""
-from torch.overrides import TorchFunctionMode
-class Mode(TorchFunctionMode):
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        return func(*args, **(kwargs or {}))
-""",
+        top=MODE,
     ),
     cheat(
         19,
@@ -318,7 +293,7 @@ if libc.timer_create(1, None, ctypes.byref(ctypes.c_void_p())):
 return out
 """,
         "exception",
-        top="import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)",
+        top=LIBC,
     ),
     cheat(
         30,
@@ -331,7 +306,7 @@ if libc.shmget(4711, 1 << 20, 0o1666) < 0:
 return out
 """,
         "exception",
-        top="import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)",
+        top=LIBC,
     ),
     cheat(
         30,
@@ -463,14 +438,14 @@ return out
         "the lock that all wait for",
         SINES,
         """
-for name in os.listdir("/tmp"):
+for name in os.listdir(folder):
     if name.startswith("ttkit-cpu"):
-        fcntl.flock(os.open(f"/tmp/{name}", os.O_RDONLY), fcntl.LOCK_EX)
+        fcntl.flock(os.open(f"{folder}/{name}", os.O_RDONLY), fcntl.LOCK_EX)
 WORK
 return out
 """,
         "exception",
-        top="import fcntl, os",
+        top=f"import fcntl, os\nfolder = {tempfile.gettempdir()!r}",
     ),
     cheat(
         30,
@@ -491,6 +466,6 @@ return out
 """,
         "exception",
         "child_process",
-        top="import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)",
+        top=LIBC,
     ),
 )

@@ -196,3 +196,39 @@ return out
 """,
     "(lambda x: x - x.mean(dim=1, keepdim=True))(torch.randn(256, 256))",
 )
+EXPONENT = task("exponent", "x", "out = torch.exp(60 * x)\nreturn out", "torch.randn(256, 256)")
+# Under half a millisecond: a timed run makes two calls, and delivers what one of them returned.
+GAMMA = task(
+    "gamma",
+    "x",
+    "out = torch.lgamma(x.abs() + 1) + torch.lgamma(x.abs() + 2)\nreturn out",
+    "torch.randn(256, 128)",
+)
+LOG_SUM = task(
+    "log sum", "x", "out = torch.logsumexp(x, dim=1)\nreturn out", "torch.rand(256, 512)"
+)
+MEAN = task("mean", "x", "out = x.mean(dim=1)\nreturn out", "torch.randn(256, 1024)")
+MARKED = task(
+    "marked",
+    "x",
+    "out = torch.full((x.shape[0], 4096), -1.0)\n"
+    "out.scatter_(1, x.argmax(dim=1, keepdim=True), 1.0)\nreturn out",
+    "torch.randn(256, 16)",
+)
+# Its inputs take so long to make that a few of them have to serve many times.
+CHAIN = task(
+    "chain",
+    "x",
+    "out = x\nfor _ in range(12):\n    out = out @ self.w\nreturn out",
+    "torch.linalg.svd(torch.randn(192, 192))[0] + 0",
+    'self.register_buffer("w", torch.linalg.qr(torch.randn(192, 192))[0])',
+)
+
+# Indices that take long to make, a table of few columns.
+PICKING = task(
+    "picking",
+    "x, index",
+    "out = x[index].sin()\nreturn out",
+    "torch.randn(4096, 8), torch.stack([torch.randperm(4096) for _ in range(40)]).argsort(1)[0]",
+)
+FADED = task("faded", "x", "out = torch.cumprod(x, dim=1)\nreturn out", "torch.rand(128, 2000)")

@@ -149,7 +149,7 @@ class CaseMaker:
         """`count` sets for tasks whose inputs take long to make: a few, mixed anew each time.
 
         Mixed rather than scaled: a multiple of what it has met is soon recognised. Of large inputs
-        there is only one set, and no other way.
+        there is only one set, which nothing but the noise makes new.
         """
         while not self.pool or (len(self.pool) < POOL and size_of(self.pool[0]) < LARGE_BYTES):
             self.pool.append(self.inputs())
@@ -268,10 +268,9 @@ class CaseMaker:
     def numbered(self, number: int, name: str, weights: Collection[str] | None = None) -> Case:
         """Correctness case `number`, of the kind `name`; one with other weights has them where the
         candidate keeps `weights` (None: all)."""
-        state = self.state()
-        if name == variations.WEIGHTS and weights is not None and not state <= set(weights):
+        if name == variations.WEIGHTS and weights is not None and self.state() - set(weights):
             # Made for this candidate; if it has no place for any, whatever comes is not judged.
-            return self._variation(name, set(weights) or state)
+            return self._variation(name, set(weights) or self.state())
         case = self.kept.get(number)
         if case is not None:
             return case

@@ -153,7 +153,7 @@ class Desk:
                 with contextlib.ExitStack() as stack:
                     if referee.twin is not None:
                         referee.twin.release()
-                    referee.ask("renew")
+                    referee.ask("wipe")
                     side = candidate.side()
                     session = Session(
                         referee, side, self.room.protocol, self.room.limits, self._give_way
@@ -204,7 +204,7 @@ class Desk:
         for number in range(protocol.relaunches):
             if not session.record["speedup"] > 1:
                 return
-            referee.ask("renew")
+            referee.ask("wipe")
             with contextlib.ExitStack() as stack:
                 if referee.twin is not None:
                     twin = self._keep_twin(task, referee)

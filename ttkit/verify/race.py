@@ -178,8 +178,10 @@ class Race:
         yet to be written: its delivery counts whole.
         """
         saved = _saved(pairs)
+        if not self.record["speedup"] > 1 or saved <= 0:
+            return
         ours, theirs = self.candidate, self.reference
-        converted = ours.strides != theirs.strides and self.record["speedup"] > 1 and saved > 0
+        converted = ours.strides != theirs.strides
         expanded = _expanded(ours) and not _expanded(theirs)
         written = [self.null] * len(theirs.deliveries) if expanded else theirs.deliveries
         usual = max(self._yardstick() - statistics.median(written), 0.0) if converted else 0.0
@@ -190,7 +192,7 @@ class Race:
             (ours.deliveries, written, "when its output is fetched"),
             (ours.idle_cpu, theirs.idle_cpu, "between its turns"),
         ):
-            if not self.record["speedup"] > 1 or saved <= 0:
+            if not self.record["speedup"] > 1:
                 return
             # Nobody cheats to be no faster: on a task of microseconds that would be noise.
             ahead = self.record["speedup_lo"] > 1

@@ -218,14 +218,17 @@ class Referee:
             self.shared[trusted].weights.view(spec).copy_(value)
 
     def do_renew(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Before each process of a candidate its memory is as nobody had ever used it; now and then
-        a case is replaced.
-
-        So none meets weights that an earlier one could have altered, or anything else it left.
-        """
+        """Before candidates are loaded: now and then a case is replaced."""
         self.served += 1
         if self.served % RENEW_EVERY == 0:
             self.cases.renew()
+        return self.do_wipe(message)
+
+    def do_wipe(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Leave the candidates' memory as if nobody had ever used it, their weights written again.
+
+        So none meets weights that an earlier one could have altered, or anything else it left.
+        """
         for arena in (self.shared[False].inputs, self.shared[False].output):
             arena.base.fill_(255)
         self._write_weights(trusted=False)

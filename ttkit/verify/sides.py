@@ -14,7 +14,7 @@ import random
 import signal
 import statistics
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -318,23 +318,19 @@ def has_children(pid: int) -> bool:
     A worker is the first process of its namespace, or its orphans go to the zygote, which ends
     them.
     """
-    with contextlib.suppress(OSError):
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/children") as file:
-                if file.read(1):
-                    return True
-    return False
+    return any(True for _ in _children(pid))
 
 
 def descendants(pid: int) -> list[int]:
     """All live children of a process, their children and so on."""
-    found: list[int] = []
-    with contextlib.suppress(OSError, ValueError):
+    return [found for child in _children(pid) for found in (child, *descendants(child))]
+
+
+def _children(pid: int) -> Iterator[int]:
+    with contextlib.suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
             with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/children") as file:
-                for child in map(int, file.read().split()):
-                    found += [child, *descendants(child)]
-    return found
+                yield from map(int, file.read().split())
 
 
 def process_cpu_seconds(pid: int) -> float:
