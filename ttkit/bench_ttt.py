@@ -16,7 +16,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +78,9 @@ def bench(
         )
 
     pairs, logps = sampled(0)
-    updates, bares, steps, drawn = [], [], [], []
-    for repeat in range(repeats + 1):  # the first is a warm-up
+    updates, bares, steps = list[float](), list[float](), list[float]()
+    drawn = list[int]()
+    for _ in range(repeats + 1):  # the first is a warm-up
         updates.append(_seconds(device, ours, pairs, logps))
         bares.append(
             _seconds(
@@ -87,13 +88,15 @@ def bench(
             )
         )
 
-        def step(number: int = repeat + 1) -> None:
-            batch = sampled(number)
-            drawn.append(sum(len(completion) for _, completion in batch[0]))
-            ours(*batch)
+    def step() -> None:
+        batch = sampled(len(drawn) + 1)
+        drawn.append(sum(len(completion) for _, completion in batch[0]))
+        ours(*batch)
 
+    def turn() -> None:
         steps.append(_seconds(device, step))
-    trl, trl_tokens = _trl(model_dir, tasks, run, device, dtype, repeats + 1)
+
+    trl, trl_tokens = _trl(model_dir, tasks, run, device, dtype, repeats + 1, turn)
     took = {
         name: statistics.median(values[1:])
         for name, values in (
@@ -151,9 +154,18 @@ def _bare(
 
 
 def _trl(
-    model_dir: str | Path, tasks: list[Task], run: TTT, device: str, dtype: str, steps: int
+    model_dir: str | Path,
+    tasks: list[Task],
+    run: TTT,
+    device: str,
+    dtype: str,
+    steps: int,
+    turn: Callable[[], None],
 ) -> tuple[list[float], list[int]]:
-    """Seconds of each step of a GRPOTrainer, and the completion tokens that it drew."""
+    """Seconds of each step of a GRPOTrainer, and the completion tokens that it drew.
+
+    `turn` is called before each step and not counted.
+    """
     from datasets import Dataset
     from transformers import PrinterCallback, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -164,6 +176,7 @@ def _trl(
 
     class Clock(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            turn()
             self.began = time.perf_counter()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

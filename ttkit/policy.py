@@ -116,6 +116,51 @@ def load_adapter(model: Any, adapter: str | Path) -> Any:
     return wrapped.to(model.device).eval()
 
 
+@contextlib.contextmanager
+def lean(model: Any) -> Iterator[None]:
+    """While it lasts, a LoRA adapter costs as little as it may; then weights are back to the bit.
+
+    Token by token, an adapter's many small products take longer than the work they do. In float32
+    it is added to the weights that it adapts, the same policy to 1e-5 of a log-prob. In fewer
+    digits that would be another policy than is trained; there the adapter, which is kept in
+    float32, takes the model's own type, and nothing has to be converted on the way. Anything but
+    plain LoRA on linear layers is left as it is.
+    """
+    layers = _plain_lora(model)
+    merging = all(layer.get_base_layer().weight.dtype == torch.float32 for layer in layers)
+    if merging:
+        changed = [layer.get_base_layer().weight for layer in layers]
+    else:
+        parts = [part for layer in layers for part in (layer.lora_A, layer.lora_B)]
+        changed = [linear.weight for part in parts for linear in part.values()]
+    kept = [weight.data for weight in changed]
+    try:
+        for weight in changed:
+            weight.data = weight.data.clone() if merging else weight.data.to(model.dtype)
+        for layer in layers if merging else ():
+            layer.merge()
+        yield
+    finally:
+        for layer in layers if merging else ():
+            layer.merged_adapters.clear()
+        for weight, data in zip(changed, kept, strict=True):
+            weight.data = data
+
+
+def _plain_lora(model: Any) -> list[Any]:
+    """The layers of `model` with an active LoRA adapter, if all its adapters are of that kind."""
+    if not hasattr(model, "peft_config"):
+        return []
+    from peft.tuners.lora import Linear
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+    for layer in layers:
+        if not isinstance(layer, Linear) or layer.merged or layer.disable_adapters:
+            return []
+    return layers
+
+
 def check_device(device: str) -> None:
     """Raises UsageError unless `device` is cpu, or a CUDA device that torch sees here."""
     try:

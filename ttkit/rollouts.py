@@ -64,7 +64,7 @@ class TTT:
     max_tokens: int = 128
     prompt_style: str = "compact"
     action: str = "body"
-    sampling_batch: int = 64
+    sampling_batch: int = 256
     update_tokens: int = 8192
     seed: int = 0
 

@@ -17,11 +17,13 @@ import torch
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ttkit.errors import UsageError
-from ttkit.policy import prompt_ids, stop_ids, threads_that_pay
+from ttkit.policy import lean, prompt_ids, stop_ids, threads_that_pay
 
 Messages = list[dict[str, str]]
 
-SEGMENT = 16  # tokens between two sweeps that drop the finished sequences of a batch
+# Tokens between two sweeps that drop the finished sequences of a batch. A GPU hardly notices them
+# where it waits for launches, but does notice the sweep.
+SEGMENT = {"cpu": 16, "cuda": 64}
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class _Draw(LogitsProcessor):
     stops: torch.Tensor
     rows: torch.Tensor  # which row of the batch each row of the current segment is
     step: int = 0
-    tokens: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    tokens: list[tuple[torch.Tensor, ...]] = field(default_factory=list)
     done: torch.Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -125,9 +127,8 @@ class _Draw(LogitsProcessor):
         else:
             token = self._invert(scaled.exp())
         values = [raw.gather(1, token), scaled.gather(1, token), self._entropy(raw)]
-        self.tokens.append(
-            (self.rows[~self.done], token[~self.done], torch.cat(values, 1)[~self.done])
-        )
+        # All rows, finished ones too: to leave those out here would wait for the device each time.
+        self.tokens.append((~self.done, self.rows, token[:, 0], torch.cat(values, 1)))
         self.done = self.done | torch.isin(token[:, 0], self.stops)
         self.step += 1
         return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
@@ -161,9 +162,9 @@ class TransformersSampler:
 
     A batch holds at most `batch_size` sequences: several prompts when `n` is small, a part of one
     prompt's when `n` is large. Prompts are left-padded; each prompt is read once and its cache
-    shared out among its n sequences; finished sequences leave the batch every 16 tokens. With
-    equal batches samples are identical to the bit; with others (a resumed run) the log-probs
-    differ in the last digits and a token only where a random number falls into that gap.
+    shared out among its n sequences; finished sequences leave the batch now and then. With equal
+    batches samples are identical to the bit; with others (a resumed run) the log-probs differ in
+    the last digits and a token only where a random number falls into that gap.
     """
 
     def __init__(
@@ -190,7 +191,7 @@ class TransformersSampler:
         training = self.model.training
         self.model.eval()
         try:
-            with torch.inference_mode(), threads_that_pay(self.model):
+            with lean(self.model), torch.inference_mode(), threads_that_pay(self.model):
                 for batch in self._batches(len(prompts), params.n):
                     parts = [(ids[i], tables[i][rows]) for i, rows in batch]
                     for (i, _), found in zip(batch, self._generate(parts, params), strict=True):
@@ -244,6 +245,7 @@ class TransformersSampler:
             stops=stops,
             rows=torch.arange(len(sequences), device=device),
         )
+        segment = SEGMENT["cpu" if device.type == "cpu" else "cuda"]
         while draw.step < params.max_tokens and len(sequences):
             before = sequences.shape[1]
             sequences = self.model.generate(
@@ -252,7 +254,7 @@ class TransformersSampler:
                 past_key_values=cache,
                 logits_processor=LogitsProcessorList([draw]),
                 generation_config=_greedy(
-                    min(SEGMENT, params.max_tokens - draw.step), stops.tolist(), pad
+                    min(segment, params.max_tokens - draw.step), stops.tolist(), pad
                 ),
             )
             mask = torch.nn.functional.pad(mask, (0, sequences.shape[1] - before), value=1)
@@ -267,14 +269,13 @@ class TransformersSampler:
     def _completions(
         self, draw: _Draw, n_parts: int, copies: int, stops: set[int]
     ) -> list[list[Completion]]:
-        row, token, values = (
-            torch.cat(part).cpu().numpy() for part in zip(*draw.tokens, strict=True)
-        )
+        alive, *found = (torch.cat(part).cpu().numpy() for part in zip(*draw.tokens, strict=True))
+        row, token, values = (part[alive] for part in found)
         order = np.argsort(row, kind="stable")
         ends = np.cumsum(np.bincount(row, minlength=n_parts * copies))[:-1]
-        pairs = zip(np.split(token[order, 0], ends), np.split(values[order], ends), strict=True)
-        found = [self._completion(ids, rows.astype(np.float64), stops) for ids, rows in pairs]
-        return [found[i : i + copies] for i in range(0, len(found), copies)]
+        pairs = zip(np.split(token[order], ends), np.split(values[order], ends), strict=True)
+        done = [self._completion(ids, rows.astype(np.float64), stops) for ids, rows in pairs]
+        return [done[i : i + copies] for i in range(0, len(done), copies)]
 
     def _completion(self, ids: np.ndarray, values: np.ndarray, stops: set[int]) -> Completion:
         raw, scaled, entropy = values.T

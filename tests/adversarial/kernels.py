@@ -74,6 +74,15 @@ subprocess.run(command, check=True)
 library = ctypes.CDLL(os.path.abspath("kernel.so"))
 """
 
+COMPILED = """
+@torch.compile(dynamic=True)
+def compiled(x, y, k):
+    out = x * k
+    for _ in range(4):
+        out = torch.sin(out) * 0.5 + y
+    return out
+"""
+
 _CASES = (
     # 23 a custom kernel that is never launched
     cheat(
@@ -116,6 +125,13 @@ _CASES = (
         BIG,
         "return extension.sines(x, y, float(self.k))",
         top=CUDA,
+    ),
+    honest(
+        23,
+        "CUDA kernels that torch.compile makes",
+        BIG,
+        "return compiled(x, y, self.k)",
+        top=COMPILED,
     ),
     # 26 partial or racy output
     cheat(
@@ -176,14 +192,7 @@ CASES: tuple[Case, ...] = (
             "kernels that torch.compile makes",
             SINES,
             "return compiled(x, y, self.k)",
-            top="""
-@torch.compile(dynamic=True)
-def compiled(x, y, k):
-    out = x * k
-    for _ in range(4):
-        out = torch.sin(out) * 0.5 + y
-    return out
-""",
+            top=COMPILED,
         ),
         tools=("c++",),
     ),

@@ -43,13 +43,28 @@ class Arena:
         """The tensor that `spec` describes; raises ValueError when it lies outside the arena."""
         dtype = getattr(torch, spec["dtype"])
         shape, stride, offset = spec["shape"], spec["stride"], spec["offset"]
-        span = extent(shape, stride) * dtype.itemsize
+        span = spanned_bytes(spec)
         if offset < 0 or offset % ALIGN or offset + span > self.size:
             raise ValueError("a tensor lies outside the arena")
         if not span:
             return torch.empty(shape, dtype=dtype, device=self.base.device)
         flat = self.base[offset : offset + span].view(dtype)
         return flat.as_strided(shape, stride)
+
+    def scramble(self, specs: list[dict[str, Any]], key: int) -> None:
+        """Make what `specs` describe unreadable to who does not know `key`; twice undoes it."""
+        numbers = torch.Generator(self.base.device).manual_seed(key)
+        for spec in specs:
+            flat = {"dtype": "uint8", "shape": [spanned_bytes(spec)], "stride": [1]}
+            there = self.view(spec | flat)
+            pad = torch.empty(-(-len(there) // 8), dtype=torch.int64, device=there.device)
+            pad.random_(-(2**63), None, generator=numbers)
+            there.bitwise_xor_(pad.view(torch.uint8)[: len(there)])
+
+
+def spanned_bytes(spec: dict[str, Any]) -> int:
+    """Bytes of storage from the first to the last that a tensor spans."""
+    return extent(spec["shape"], spec["stride"]) * getattr(torch, spec["dtype"]).itemsize
 
 
 def extent(shape: list[int], stride: list[int]) -> int:

@@ -46,7 +46,7 @@ class Room:
 
     def __init__(self, protocol: Protocol, device: str, limits: Limits):
         self.protocol, self.device, self.limits = protocol, device, limits
-        self.launcher = Launcher()
+        self.launcher = Launcher(device)
         self._lock = threading.Lock()
         self.ceiling: dict[str, float] | None = None
 

@@ -26,14 +26,21 @@ KEPT_PREFIXES = ("CUDA_VISIBLE", "CUDA_DEVICE", "NVIDIA_")
 START_SECONDS = 120.0
 
 
-def scrubbed_environment(home: str) -> dict[str, str]:
-    """The minimal environment in which the zygote, and so every worker, runs."""
+def scrubbed_environment(home: str, device: str) -> dict[str, str]:
+    """The minimal environment in which the zygote, and so every worker, runs.
+
+    Whoever is judged on the CPU finds no GPU.
+    """
     kept = {k: v for k, v in os.environ.items() if k in KEPT or k.startswith(KEPT_PREFIXES)}
     package_root = str(Path(ttkit.__file__).resolve().parent.parent)
     path = [package_root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    if device == "cpu":
+        kept["CUDA_VISIBLE_DEVICES"] = ""
     return kept | {
         "HOME": home,
         "TMPDIR": home,
+        # A user id that no list of users holds has no name, and compilers name caches by it.
+        "USER": "ttkit",
         "PYTHONPATH": os.pathsep.join(path),
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
@@ -100,7 +107,8 @@ def describe_exit(status: int | None) -> str:
 class Launcher:
     """Starts the zygote when it is first needed, once more if it dies, and workers through it."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
+        self.device = device
         self._lock = threading.Lock()
         self._process: subprocess.Popen | None = None
         self._control: Channel | None = None
@@ -132,7 +140,7 @@ class Launcher:
         with tempfile.TemporaryFile() as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "ttkit.verify.zygote", str(theirs.fileno())],
-                env=scrubbed_environment(self.home()),
+                env=scrubbed_environment(self.home(), self.device),
                 cwd=self.home(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,

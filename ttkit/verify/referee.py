@@ -369,14 +369,17 @@ class Referee:
 
     def do_stage(self, message: dict[str, Any]) -> dict[str, Any]:
         """Before every run of either side: its inputs written anew, its output poisoned, caches
-        flushed. Slots that it is not to use hold nothing but poison."""
-        slots = message["slots"]
+        flushed. Slots that it is not to use hold nothing but poison. With keys, what a slot holds
+        cannot be read without its own."""
+        slots, keys = message["slots"], message["keys"]
         self.turn = self.shared[message["trusted"]]
         if len(slots) < self.slots:
             self.turn.inputs.base.fill_(255)
         pairs = [(self.current[slot], self.sets[slot]) for slot in slots]
         for args, described in pairs:
             self._write(args, described)
+        for slot, key in zip(slots, keys, strict=bool(keys)):
+            self.turn.inputs.scramble(self.sets[slot]["tensors"], key)
         self._poison()
         self.watched = [] if message["trusted"] else pairs
         return {"seconds": self._flush()}

@@ -235,18 +235,26 @@ class Side:
         pad: int,
         limit: float,
         before_delivery: Callable[[], object] | None,
+        keys: Sequence[int] = (),
     ) -> tuple[float, dict[str, Any]]:
-        """One timed run and the delivery of output `which`: raw seconds of the run, the answer.
+        """One timed run and the delivery of slot `which`: raw seconds of the run, the answer.
 
         `before_delivery` is called while the process is frozen again. `pad` shifts the buffers of
-        the run after this one (worker.Runner.forget).
+        the run after this one (worker.Runner.forget). With `keys` every slot is a run of its own,
+        which begins by making its inputs readable; `which` has to be the last, and the seconds are
+        the median without the first.
         """
         doing = "while it was timed"
         pid = self.worker.pid
         self.thaw()
-        before = process_cpu_seconds(pid)
-        self.idle_cpu.append(before - self._cpu_at_end)
-        seconds, _ = self.ask({"op": "run", "slots": slots}, doing, limit, timed=True)
+        begun = process_cpu_seconds(pid)
+        self.idle_cpu.append(begun - self._cpu_at_end)
+        runs: list[dict[str, Any]] = [{"op": "run", "slots": slots}]
+        if keys:
+            singles = zip(slots, keys, strict=True)
+            runs = [{"op": "run", "slots": [slot], "key": key} for slot, key in singles]
+        times = [self.ask(run, doing, limit, timed=True)[0] for run in runs]
+        seconds = statistics.median(times[1:] or times)
         # Frozen at once: whatever it does after its answer is no part of what was timed.
         answered = process_cpu_seconds(pid)
         if before_delivery is not None:
@@ -255,7 +263,8 @@ class Side:
         if before_delivery is not None:
             before_delivery()
             self.thaw()
-        delivery = {"op": "deliver", "which": which}
+        # The outputs of a run are numbered by their place in it.
+        delivery = {"op": "deliver", "which": 0 if keys else slots.index(which)}
         late, delivered = self.ask(delivery, doing, limit, timed=True)
         self.ask({"op": "finish", "look": False, "pad": pad}, doing, limit)
         self.set_aside()
@@ -263,7 +272,7 @@ class Side:
         self.deliveries.append(late)
         self.late_cpu.append(self._cpu_at_end - answered)
         self.run_seconds.append(seconds)
-        self.run_cpu.append(answered - before)
+        self.run_cpu.append(answered - begun)
         self.strides = _integers(delivered.get("strides"))
         return seconds, delivered
 
@@ -283,6 +292,7 @@ class Side:
         for _ in range(NULL_TRIALS):
             run = {"op": "run", "slots": []}
             times.append(self.ask(run, "while it was timed", 60.0, timed=True)[0])
+        self._cpu_at_end = process_cpu_seconds(self.worker.pid)
         return statistics.quantiles(times, n=4)[0]
 
 

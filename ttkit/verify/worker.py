@@ -345,6 +345,9 @@ class Candidate:
 
     def do_run(self, message: dict[str, Any], _: list[int]) -> dict[str, Any]:
         assert self.runner is not None
+        if "key" in message:
+            for slot in message["slots"]:
+                self.arena.scramble(self.sets[slot]["tensors"], message["key"])
         self.runner.run(message["slots"])
         return {}
 
