@@ -16,22 +16,32 @@ RIGOROUS = PROTOCOLS["rigorous"]
 N = 22
 
 
-def race(delivery, idle=(0.0,) * N, reference=1.1e-3, candidate=1.0e-3, strides=(), conversion=0.0):
+def race(
+    delivery,
+    idle=(0.0,) * N,
+    reference=1.1e-3,
+    candidate=1.0e-3,
+    strides=(),
+    conversion=0.0,
+    slots=1,
+    device="cpu",
+):
     """A race that was run: `delivery` and `idle` are what the candidate's took beyond the other's,
     in seconds, for each pair; `strides` those of its output, where the other's are (), from which
-    the referee needs `conversion` seconds to copy."""
+    the referee needs `conversion` seconds to copy; `slots` calls made a run."""
     sides = [
         types.SimpleNamespace(
             deliveries=[1e-4 + d for d in late],
             late_cpu=[math.nan] * N,
             idle_cpu=list(rest),
             strides=layout,
-            device="cpu",
+            device=device,
+            start_counting=lambda: None,
         )
         for late, rest, layout in ((delivery, idle, strides), ([0.0] * N, [0.0] * N, ()))
     ]
     referee = types.SimpleNamespace(
-        info={"slots": 1}, ask=lambda op, **fields: {"seconds": conversion}
+        info={"slots": slots}, ask=lambda op, **fields: {"seconds": conversion}
     )
     made = Race(referee, *sides, RIGOROUS, 1.0)
     noise = random.Random(0)
@@ -49,7 +59,7 @@ def race(delivery, idle=(0.0,) * N, reference=1.1e-3, candidate=1.0e-3, strides=
 def checked(delivery, **rest):
     made, pairs = race(delivery, **rest)
     before = dict(made.record)
-    made._check_deferred(pairs, 0, 1)
+    made._check_deferred(pairs)
     return before, made.record
 
 
@@ -72,7 +82,7 @@ def test_a_good_part_that_surely_reappears_is_counted():
 def test_work_put_off_is_called_what_it_is():
     made, pairs = race([6e-4] * N, reference=1.1e-3, candidate=0.5e-3)
     with pytest.raises(Outcome, match="more when its output is fetched") as raised:
-        made._check_deferred(pairs, 0, 1)
+        made._check_deferred(pairs)
     assert raised.value.status == "rejected" and raised.value.flags == ("deferred_work",)
 
 
@@ -80,44 +90,87 @@ def test_a_task_of_microseconds_is_not_a_cheat_by_noise():
     made, pairs = race([4e-6] * N, reference=1.0e-5, candidate=0.995e-5)
     made.record["reference_ms"] = 0.01
     assert made.record["speedup_lo"] < 1 < made.record["speedup"]
-    made._check_deferred(pairs, 0, 1)
+    made._check_deferred(pairs)
     assert made.record["speedup"] < 1
 
 
 def test_who_saves_nothing_is_not_asked():
     made, pairs = race([1.0] * N, reference=1.0e-3, candidate=1.1e-3)
     before = dict(made.record)
-    made._check_deferred(pairs, 0, 1)
+    made._check_deferred(pairs)
     assert made.record == before
 
 
-def test_what_one_delivery_of_many_calls_took_is_seen_where_calls_come_alone():
+def rows(made, saved, late=0.0):
+    """Let calls whose inputs come one by one save `saved` seconds each, about, of 1.1 ms, and the
+    output of a row take `late` seconds more to fetch."""
+    noise = random.Random(3)
+    made.candidate.deliveries[:], made.reference.deliveries[:] = [], []
+
+    def pair(one_by_one):
+        assert one_by_one
+        made.candidate.deliveries.append(1e-4 + late)
+        made.reference.deliveries.append(1e-4)
+        return 1.1e-3, 1.1e-3 - saved + noise.gauss(0, 1e-5)
+
+    made._pair = pair
+
+
+def test_what_one_delivery_of_many_calls_took_is_seen_where_calls_come_one_by_one():
     """Left to the delivery, the only output that is fetched costs a sixteenth of a turn."""
     lazy = [1.0e-3] * N
-    made, pairs = race(lazy, reference=1.1e-3, candidate=0.1e-3)
-    made._check_deferred(pairs, 0, 16)
+    made, pairs = race(lazy, reference=1.1e-3, candidate=0.1e-3, slots=16)
+    made._check_deferred(pairs)
     assert made.record["speedup_lo"] > 5
-    with pytest.raises(Outcome, match="more when its output is fetched"):
-        made._check_deferred(pairs, 0, 1)
+    rows(made, saved=1e-3, late=1e-3)
+    with pytest.raises(Outcome, match="more when an output is fetched"):
+        made._check_batched(pairs)
+    made, pairs = race([0.0] * N, candidate=0.1e-3, strides=[[1, 64]], conversion=3e-4, slots=16)
+    rows(made, saved=1e-3, late=1e-3)
+    with pytest.raises(Outcome, match="more when an output is fetched"):
+        made._check_batched(pairs)  # what the referee can do in 0.3 ms took 1.1
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_saving_that_stays_where_calls_come_one_by_one_is_one(device):
+    made, pairs = race([0.0] * N, candidate=0.6e-3, slots=16, device=device)
+    before = dict(made.record)
+    rows(made, saved=0.4e-3)
+    made._check_batched(pairs)
+    assert made.record == before and made.checks == ["batched_calls"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_saving_that_is_gone_where_calls_come_one_by_one_was_that_of_a_batch(device):
+    made, pairs = race([0.0] * N, candidate=0.6e-3, slots=16, device=device)
+    rows(made, saved=0.0)
+    with pytest.raises(Outcome, match="when they come one by one") as raised:
+        made._check_batched(pairs)
+    assert raised.value.flags == ("batched_calls",)
+
+
+def test_what_a_launcher_may_cost_is_no_cheat_but_no_saving_either():
+    made, pairs = race([0.0] * N, candidate=1.0e-3, slots=16, device="cuda")
+    rows(made, saved=-0.05e-3)
+    assert made.record["speedup_lo"] > 1
+    made._check_batched(pairs)
+    assert made.record["speedup"] < 1 and made.record["speedup_lo"] < 1
 
 
 def test_an_output_of_another_layout_pays_for_its_conversion_and_is_no_cheat():
-    made, pairs = race(
-        [0.5e-3] * N, reference=1.1e-3, candidate=0.5e-3, strides=[[1, 64]], conversion=1e-3
-    )
-    made._check_deferred(pairs, 0, 16)  # whole, not a sixteenth: each output has to be converted
+    other = {"candidate": 0.5e-3, "strides": [[1, 64]], "slots": 16}
+    made, pairs = race([0.5e-3] * N, conversion=1e-3, **other)
+    made._check_deferred(pairs)  # whole, not a sixteenth: each output has to be converted
     assert 1.05 < made.record["speedup"] < 1.15
-    made, pairs = race(
-        [0.8e-3] * N, reference=1.1e-3, candidate=0.5e-3, strides=[[1, 64]], conversion=1e-3
-    )
-    made._check_deferred(pairs, 0, 16)
+    made, pairs = race([0.8e-3] * N, conversion=1e-3, **other)
+    made._check_deferred(pairs)
     assert made.record["speedup"] < 1
-    made, pairs = race([0.8e-3] * N, candidate=0.5e-3, strides=[[1, 64]], conversion=3e-4)
+    made, pairs = race([0.8e-3] * N, conversion=3e-4, **other)
     with pytest.raises(Outcome, match="more when its output is fetched"):
-        made._check_deferred(pairs, 0, 16)  # what the referee can do in 0.3 ms took 0.9
+        made._check_deferred(pairs)  # what the referee can do in 0.3 ms took 0.9
 
 
 def test_an_expanded_output_has_yet_to_be_written():
     made, pairs = race([0.0] * N, reference=1.1e-3, candidate=0.95e-3, strides=[[1, 0]])
-    made._check_deferred(pairs, 0, 1)  # 0.1 ms of delivery, as long as the reference's
+    made._check_deferred(pairs)  # 0.1 ms of delivery, as long as the reference's
     assert 1.02 < made.record["speedup"] < 1.08

@@ -139,7 +139,8 @@ def kernels_defined(source: str, module: str) -> set[str]:
     triton = sys.modules.get("triton")
     if triton is not None:
         kind = triton.runtime.JITFunction
-        kernels = [k for k in gc.get_objects() if isinstance(k, kind)]
+        # Not isinstance, which asks a weak proxy for the class of what may be gone.
+        kernels = [k for k in gc.get_objects() if issubclass(type(k), kind)]
         found |= {k.fn.__name__ for k in kernels if k.fn.__module__ == module}
     return found
 
