@@ -149,6 +149,14 @@ def test_a_saving_that_is_gone_where_calls_come_one_by_one_was_that_of_a_batch(d
     assert raised.value.flags == ("batched_calls",)
 
 
+def test_a_little_more_at_delivery_is_counted():
+    made, pairs = race([0.0] * N, reference=1.6e-5, candidate=1.4e-5, slots=16)
+    made.record["reference_ms"] = 0.016
+    rows(made, saved=2e-6, late=1.5e-5)
+    made._check_batched(pairs)
+    assert made.record["speedup"] < 1
+
+
 def test_what_a_launcher_may_cost_is_no_cheat_but_no_saving_either():
     made, pairs = race([0.0] * N, candidate=1.0e-3, slots=16, device="cuda")
     rows(made, saved=-0.05e-3)

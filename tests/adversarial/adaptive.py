@@ -85,7 +85,7 @@ return out
 """,
         *UNLIKE,
     ),
-    cheat(
+    no_gain(
         4,
         "left to when the outputs are dropped",
         MARKED,

@@ -141,7 +141,8 @@ def kernels_defined(source: str, module: str) -> set[str]:
         kind = triton.runtime.JITFunction
         # Not isinstance, which asks a weak proxy for the class of what may be gone.
         kernels = [k for k in gc.get_objects() if issubclass(type(k), kind)]
-        found |= {k.fn.__name__ for k in kernels if k.fn.__module__ == module}
+        functions = [k.fn for k in kernels if getattr(k.fn, "__module__", None) == module]
+        found |= {function.__name__ for function in functions}
     return found
 
 
