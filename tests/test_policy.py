@@ -17,7 +17,7 @@ from transformers import (
 
 from ttkit.errors import UsageError
 from ttkit.minibench.corpus import contains_excluded, corpus, evaluation_chains
-from ttkit.policy import check_device, load, lora_config, prompt_ids, stop_ids
+from ttkit.policy import check_device, lean, load, lora_config, prompt_ids, stop_ids
 from ttkit.pretrain import CHECKPOINT, DONE, Pretraining, build_tokenizer, pretrain
 
 SIZES = {"hidden": 16, "layers": 1, "heads": 2, "vocab": 400}
@@ -204,6 +204,54 @@ def test_adapter_round_trip(policy, tmp_path):
     with pytest.raises(UsageError, match="no adapter_model.safetensors"):
         (tmp_path / "adapter_model.safetensors").unlink()
         load(policy, tmp_path)
+
+
+def adapted_model(policy, dtype):
+    from peft import get_peft_model
+
+    model, tokenizer = load(policy, dtype=dtype)
+    peft = get_peft_model(model, lora_config(model, rank=2)).eval()
+    with torch.no_grad():
+        for name, weight in peft.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.05)
+    return peft, torch.tensor([prompt_ids(tokenizer, MESSAGES)])
+
+
+@pytest.mark.parametrize(("dtype", "within"), [("float32", 1e-5), ("bfloat16", 5e-2)])
+def test_a_lean_adapter_is_the_same_policy_and_comes_back_to_the_bit(policy, dtype, within):
+    peft, ids = adapted_model(policy, dtype)
+    before = {name: value.clone() for name, value in peft.state_dict().items()}
+    with torch.no_grad():
+        usual = peft(ids).logits
+        with lean(peft):
+            now = peft(ids).logits
+            changed = [n for n, v in peft.state_dict().items() if not torch.equal(v, before[n])]
+            types = {v.dtype for n, v in peft.state_dict().items() if "lora_" in n}
+        assert torch.equal(peft(ids).logits, usual)
+    assert (now - usual).abs().max() < within
+    assert changed and all(("base_layer" in n) == (dtype == "float32") for n in changed)
+    assert types == {torch.float32 if dtype == "float32" else torch.bfloat16}
+    with pytest.raises(RuntimeError, match="stopped"), lean(peft):
+        raise RuntimeError("stopped")
+    after = peft.state_dict()
+    assert all(v.dtype == after[n].dtype and torch.equal(v, after[n]) for n, v in before.items())
+
+
+def test_lean_leaves_alone_what_it_does_not_know(policy):
+    plain, _ = load(policy)
+    peft, ids = adapted_model(policy, "float32")
+    before = {name: value.clone() for name, value in peft.state_dict().items()}
+    with peft.disable_adapter(), torch.no_grad():
+        base = peft(ids).logits
+        with lean(peft), lean(plain):
+            assert torch.equal(peft(ids).logits, base)
+            assert same(peft.state_dict(), before)
+    peft.merge_adapter()
+    merged = {name: value.clone() for name, value in peft.state_dict().items()}
+    with lean(peft):
+        assert same(peft.state_dict(), merged)
+    assert same(peft.state_dict(), merged)
 
 
 def test_an_adapter_of_another_model(policy, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ttkit.verify import cases, variations
+from ttkit.verify.arena import Arena, place
 from ttkit.verify.cases import CaseMaker, NativeCase, judge
 from ttkit.verify.worker import Runner, values_of
 
@@ -33,6 +34,26 @@ def maker(model=Softmax, shape=(64, 256), keep_bytes=1 << 30, draw=torch.randn):
 
 def answer(case, change=lambda y: y):
     return judge(case, [change(y) for y in case.outputs], [], values_of(case.tree))
+
+
+def test_what_is_scrambled_comes_back_with_its_key_only():
+    arena = Arena(4096, "cpu")
+    tensors = [torch.randn(7, 3), torch.ones(5, dtype=torch.bool), torch.zeros(0), torch.eye(4).T]
+    specs, _ = place(tensors, 0)
+    for tensor, spec in zip(tensors, specs, strict=True):
+        arena.view(spec).copy_(tensor)
+    clear = arena.base.clone()
+    arena.scramble(specs, 11)
+    covered = torch.zeros(4096, dtype=torch.bool)
+    for tensor, spec in zip(tensors, specs, strict=True):
+        covered[spec["offset"] : spec["offset"] + tensor.numel() * tensor.element_size()] = True
+    changed = arena.base != clear
+    assert not changed[~covered].any() and changed[covered].float().mean() > 0.95
+    arena.scramble(specs, 12)
+    assert (arena.base != clear)[covered].float().mean() > 0.95
+    arena.scramble(specs, 12)
+    arena.scramble(specs, 11)
+    assert torch.equal(arena.base, clear)
 
 
 def test_a_small_case_is_kept_with_its_float64_run():

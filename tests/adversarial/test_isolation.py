@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ttkit.verify import Verdict, Verifier
+from ttkit.verify.launcher import scrubbed_environment
 
 from .case import Case, module
 from .suite import LIMITS, QUICK, judged, too_busy, verifier
@@ -30,6 +31,12 @@ def judge():
 
 def run(judge: Verifier, body: str, top: str = "") -> Verdict:
     return judged(judge, Case(30, "isolation", SINES, module(SINES, body, top=top)))
+
+
+def test_who_is_judged_on_the_cpu_finds_no_gpu(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert scrubbed_environment("/nowhere", "cpu")["CUDA_VISIBLE_DEVICES"] == ""
+    assert scrubbed_environment("/nowhere", "cuda")["CUDA_VISIBLE_DEVICES"] == "0,1"
 
 
 def test_secrets_of_the_environment_are_not_visible(monkeypatch):
