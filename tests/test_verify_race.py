@@ -157,6 +157,14 @@ def test_a_little_more_at_delivery_is_counted():
     assert made.record["speedup"] < 1
 
 
+def test_a_narrow_winner_that_is_none_in_rows_is_no_cheat():
+    made, pairs = race([0.0] * N, candidate=0.95e-3, slots=2)
+    rows(made, saved=-0.05e-3)
+    assert made.record["speedup_lo"] > 1
+    made._check_batched(pairs)
+    assert made.record["speedup"] < 1 and made.record["speedup_lo"] < 1
+
+
 def test_what_a_launcher_may_cost_is_no_cheat_but_no_saving_either():
     made, pairs = race([0.0] * N, candidate=1.0e-3, slots=16, device="cuda")
     rows(made, saved=-0.05e-3)
