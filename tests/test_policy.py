@@ -184,38 +184,31 @@ def test_lora_trains_the_layers_it_names(family):
         assert len(kept) == 1 and torch.equal(kept[0], p), name
 
 
-def test_adapter_round_trip(policy, tmp_path):
-    from peft import get_peft_model
-
-    model, _ = load(policy)
-    base, _ = load(policy)
-    peft = get_peft_model(model, lora_config(model, rank=2))
-    with torch.no_grad():
-        for name, weight in peft.named_parameters():
-            if "lora_B" in name:
-                weight.fill_(0.1)
-    peft.save_pretrained(tmp_path)
-    adapted, tokenizer = load(policy, tmp_path)
-    assert not adapted.training and tokenizer.padding_side == "left"
-    ids = torch.tensor([prompt_ids(tokenizer, MESSAGES)])
-    with torch.no_grad():
-        assert torch.allclose(adapted(ids).logits, peft.eval()(ids).logits, atol=1e-6)
-        assert (adapted(ids).logits - base(ids).logits).abs().max() > 1e-3
-    with pytest.raises(UsageError, match="no adapter_model.safetensors"):
-        (tmp_path / "adapter_model.safetensors").unlink()
-        load(policy, tmp_path)
-
-
 def adapted_model(policy, dtype):
     from peft import get_peft_model
 
     model, tokenizer = load(policy, dtype=dtype)
+    torch.manual_seed(0)
     peft = get_peft_model(model, lora_config(model, rank=2)).eval()
     with torch.no_grad():
         for name, weight in peft.named_parameters():
             if "lora_B" in name:
                 weight.normal_(0, 0.05)
     return peft, torch.tensor([prompt_ids(tokenizer, MESSAGES)])
+
+
+def test_adapter_round_trip(policy, tmp_path):
+    base, _ = load(policy)
+    peft, ids = adapted_model(policy, "float32")
+    peft.save_pretrained(tmp_path)
+    adapted, tokenizer = load(policy, tmp_path)
+    assert not adapted.training and tokenizer.padding_side == "left"
+    with torch.no_grad():
+        assert torch.allclose(adapted(ids).logits, peft(ids).logits, atol=1e-6)
+        assert (adapted(ids).logits - base(ids).logits).abs().max() > 1e-3
+    with pytest.raises(UsageError, match="no adapter_model.safetensors"):
+        (tmp_path / "adapter_model.safetensors").unlink()
+        load(policy, tmp_path)
 
 
 @pytest.mark.parametrize(("dtype", "within"), [("float32", 1e-5), ("bfloat16", 5e-2)])

@@ -36,10 +36,11 @@ def race(
             idle_cpu=list(rest),
             strides=layout,
             device=device,
-            start_counting=lambda: None,
         )
         for late, rest, layout in ((delivery, idle, strides), ([0.0] * N, [0.0] * N, ()))
     ]
+    for side in sides:
+        side.start_counting = side.deliveries.clear
     referee = types.SimpleNamespace(
         info={"slots": slots}, ask=lambda op, **fields: {"seconds": conversion}
     )
@@ -105,7 +106,6 @@ def rows(made, saved, late=0.0):
     """Let calls whose inputs come one by one save `saved` seconds each, about, of 1.1 ms, and the
     output of a row take `late` seconds more to fetch."""
     noise = random.Random(3)
-    made.candidate.deliveries[:], made.reference.deliveries[:] = [], []
 
     def pair(one_by_one):
         assert one_by_one

@@ -127,21 +127,20 @@ def lean(model: Any) -> Iterator[None]:
     plain LoRA on linear layers is left as it is.
     """
     layers = _plain_lora(model)
-    merging = all(layer.get_base_layer().weight.dtype == torch.float32 for layer in layers)
-    if merging:
-        changed = [layer.get_base_layer().weight for layer in layers]
-    else:
-        parts = [part for layer in layers for part in (layer.lora_A, layer.lora_B)]
-        changed = [linear.weight for part in parts for linear in part.values()]
+    bases = [layer.get_base_layer().weight for layer in layers]
+    parts = [part for layer in layers for part in (layer.lora_A, layer.lora_B)]
+    exact = all(weight.dtype == torch.float32 for weight in bases)
+    folded = layers if exact else []
+    changed = bases if exact else [linear.weight for part in parts for linear in part.values()]
     kept = [weight.data for weight in changed]
     try:
         for weight in changed:
-            weight.data = weight.data.clone() if merging else weight.data.to(model.dtype)
-        for layer in layers if merging else ():
+            weight.data = weight.data.clone() if exact else weight.data.to(model.dtype)
+        for layer in folded:
             layer.merge()
         yield
     finally:
-        for layer in layers if merging else ():
+        for layer in folded:
             layer.merged_adapters.clear()
         for weight, data in zip(changed, kept, strict=True):
             weight.data = data

@@ -9,6 +9,7 @@ or to one call that served many.
 from __future__ import annotations
 
 import functools
+import math
 import random
 import statistics
 import time
@@ -76,8 +77,8 @@ class Race:
                 side.thaw()
                 side.bind(case, self.run_limit)
             self.candidate.freeze()
-            self.null = self._null_seconds()
-            self.record["null_ms"] = self.null * 1e3
+            self.null = math.inf
+            self._measure_null()
             if self.protocol.paired:
                 self._paired()
             else:
@@ -86,12 +87,13 @@ class Race:
             for side in sides:
                 side.thaw()
 
-    def _null_seconds(self) -> float:
+    def _measure_null(self) -> None:
+        """The round trip of a run of nothing, the least that has been found."""
         # On the reference's process: a candidate could slow its own empty runs.
         self.reference.thaw()
-        seconds = self.reference.null_seconds()
+        self.null = min(self.null, self.reference.null_seconds())
         self.reference.freeze()
-        return seconds
+        self.record["null_ms"] = self.null * 1e3
 
     def _turn(self, side: Side, slots: list[int], which: int, keys: Sequence[int] = ()) -> float:
         """Seconds of one call of `side`, on inputs written anew after the caches were flushed.
@@ -134,8 +136,7 @@ class Race:
             self._pair()
         # The machine may have been slow to wake the first time, and what is taken off without
         # being there makes both sides look fast and their ratio large.
-        self.null = min(self.null, self._null_seconds())
-        self.record["null_ms"] = self.null * 1e3
+        self._measure_null()
         self.candidate.start_counting()
         self.reference.start_counting()
         self.flushes.clear()
@@ -221,15 +222,16 @@ class Race:
             # Where little is saved, noise is a good part of it. (nan: the system told nothing.)
             if not (middle > 0 if conversion else middle > DEFERRED_SHARE * saved and low > 0):
                 continue
-            floor = DEFERRED_FLOOR * self.record["reference_ms"] / 1e3
-            if ahead and low - conversion * usual / per > max(floor, DEFERRED_SECONDS / per):
-                raise Outcome(
-                    "rejected",
-                    f"it saves {saved * 1e3:.3g} ms in the timed call but takes at least "
-                    f"{low * 1e3:.3g} ms more {where}",
-                    "deferred_work",
-                )
+            surely = low - conversion * usual / per
+            if ahead and surely > max(self._fifth(), DEFERRED_SECONDS / per):
+                text = f"it saves {saved * 1e3:.3g} ms in the timed call but takes at least "
+                text += f"{low * 1e3:.3g} ms more {where}"
+                raise Outcome("rejected", text, "deferred_work")
             self._judge_by([r / (c + middle) for r, c in pairs])
+
+    def _fifth(self) -> float:
+        """Seconds of a fifth of the reference: what is less may be honest, and is no cheat."""
+        return DEFERRED_FLOOR * self.record["reference_ms"] / 1e3
 
     def _conversion(self, deliveries: list[float]) -> float:
         """Seconds by which the referee delivers outputs of the layout that the candidate returned
@@ -263,8 +265,8 @@ class Race:
         self.reference.start_counting()
         rows = [self._pair(one_by_one=True) for _ in range(BATCHED_PAIRS)]
         _, _, high = timing.centre([r - c for r, c in rows], DEFERRED_ALPHA)
-        floor = DEFERRED_FLOOR * self.record["reference_ms"] / 1e3
-        honest = max(LAUNCHING["cpu" if self.candidate.device == "cpu" else "cuda"], floor)
+        launching = LAUNCHING["cpu" if self.candidate.device == "cpu" else "cuda"]
+        honest = max(launching, self._fifth())
         if high < min(BATCHED_SHARE * saved, saved - honest):
             raise Outcome(
                 "rejected",
@@ -280,7 +282,7 @@ class Race:
         surely = low - self._conversion(theirs)
         if surely < BATCHED_SHARE * saved:
             return
-        if surely > max(floor, DEFERRED_SECONDS):
+        if surely > max(self._fifth(), DEFERRED_SECONDS):
             raise Outcome(
                 "rejected",
                 f"it saves {saved * 1e3:.3g} ms a call but takes at least {surely * 1e3:.3g} ms "
