@@ -218,6 +218,37 @@ def test_verify_judges_a_body_or_a_module(ttkit, candidate, text, status, says):
         assert "without an interval" in found["speedup"] and found["measured"] == "5 runs of each"
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "holds no code"),
+        ("# nothing", "holds no code"),
+        ("import torch\nclass New: pass", "defines no ModelNew"),
+        ("def fast(x):\n    return x", "defines no ModelNew"),
+        (b"\xff\xfe\x00", "is not UTF-8 text"),
+    ],
+)
+def test_verify_refuses_a_file_that_can_be_no_candidate(ttkit, tmp_path, text, says):
+    file = tmp_path / "candidate.py"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    status, out, err = ttkit("verify", "minibench:1/1", str(file))
+    assert (status, out) == (2, "") and f"the candidate {file} {says}" in err
+
+
+def test_verify_numbers_the_lines_of_a_body_as_its_file_does(ttkit, candidate):
+    status, out, _ = ttkit(*candidate("y = x\nreturn y +\n"), "--json")
+    assert status == 1 and "(line 2)" in json.loads(out)["reason"]
+
+
+def test_a_task_file_that_is_no_text_is_wrong_usage(ttkit, tmp_path):
+    (tmp_path / "candidate.py").write_text("return x")
+    for content, says in ((b"\xff\xfe", "is not UTF-8 text"), (b"x = '\x00'", "not valid Python")):
+        (tmp_path / "task.py").write_bytes(content)
+        files = (str(tmp_path / name) for name in ("task.py", "candidate.py"))
+        status, _, err = ttkit("verify", *files)
+        assert status == 2 and says in err and "None" not in err
+
+
 LONG = TASK.replace("torch.relu(x) + 1", "[torch.sin(x * x) for _ in range(40)][0]")
 
 
@@ -323,7 +354,7 @@ def test_aa_reports_rates_and_every_run(ttkit, tmp_path):
     assert len(out_file.read_text().splitlines()) == 3
 
 
-def test_headroom_measures_each_form_and_counts_shares(ttkit, tmp_path):
+def test_headroom_measures_each_form_and_counts_shares(ttkit, tmp_path, monkeypatch):
     import pandas as pd
 
     from ttkit import minibench
@@ -331,6 +362,13 @@ def test_headroom_measures_each_form_and_counts_shares(ttkit, tmp_path):
     from ttkit.verify import Verifier
 
     seen = []
+    honest = headroom.prompts.candidate_source
+    monkeypatch.setattr(
+        headroom.prompts,
+        "candidate_source",
+        lambda task, body: "def" if len(body) == longest else honest(task, body),
+    )
+    longest = max(len(form.body) for form in minibench.forms(1, 2))
     with Verifier("fast-proxy") as verifier:
         table = headroom.measure(
             [find_task("minibench:1/2")], verifier, lambda *at: seen.append(at)
@@ -339,6 +377,8 @@ def test_headroom_measures_each_form_and_counts_shares(ttkit, tmp_path):
     assert list(table["form"]) == [form.name for form in forms]
     assert sorted(seen) == [(i, len(forms)) for i in range(1, len(forms) + 1)]
     assert table["speedup"].notna().equals(table["status"] == "correct")
+    assert (table["reason"] == "").equals(table["status"] == "correct")
+    assert table["reason"].str.contains("SyntaxError").any()
     made = pd.DataFrame(
         [("a", "correct", 1.5), ("a", "correct", 1.3), ("b", "correct", 1.1)]
         + [("c", "correct", 0.9), ("d", "incorrect", float("nan"))],

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from ttkit.errors import UsageError
-from ttkit.prompts import candidate_source, code_sha256, compact_text, extract, messages
+from ttkit.prompts import (
+    action_of,
+    candidate_source,
+    code_sha256,
+    compact_text,
+    extract,
+    messages,
+)
 from ttkit.tasks import Task
 
 CODE = """import torch
@@ -87,3 +94,29 @@ def test_the_hash_ignores_layout_and_comments_only():
     assert code_sha256("return x + x") != code_sha256("return x - x")
     assert code_sha256("return (x") != code_sha256("return (y")
     assert code_sha256("return (x  \n") == code_sha256("return (x")
+
+
+@pytest.mark.parametrize(
+    ("text", "action"),
+    [
+        ("class ModelNew(Model):\n    pass", "module"),
+        ("ModelNew = Fast", "module"),
+        ("from fast import Fast as ModelNew", "module"),
+        ("```python\nimport torch\nclass ModelNew: pass\n```", "module"),
+        ("class ModelNew(Model:\n    pass", "module"),  # that it does not parse is its verdict
+        ("return x", "body"),
+        ("import math\nreturn x * math.pi", "body"),
+        ("def half(v):\n    return v / 2\nif x.sum() > 0:\n    return half(x)\nreturn x", "body"),
+        ("def forward(self, x):\n    return x", "body"),
+        ("y = x", "body"),
+        ("return x +", "body"),
+    ],
+)
+def test_what_a_file_of_source_is_meant_as(text, action):
+    assert action_of(text) == action
+
+
+@pytest.mark.parametrize("text", ["", "# nothing", "import torch", "def f(x):\n    return x"])
+def test_source_that_is_neither_module_nor_body(text):
+    with pytest.raises(UsageError, match="holds no code|defines no ModelNew"):
+        action_of(text)

@@ -310,3 +310,12 @@ def test_a_referee_that_fails_costs_one_verdict_of_those_loaded_together(monkeyp
     with Verifier(QUICK) as verifier, verifier._desk() as desk:
         found = [v.status for v in desk.verify_several(TASK, sources)]
     assert found == ["infra_error", "correct", "correct"]
+
+
+def test_all_answers_together_have_a_limit_of_their_own():
+    """Each call is well within its limit; together they would hold the device for a minute."""
+    limits = dataclasses.replace(LIMITS, total_seconds=1.0)
+    with Verifier(QUICK, limits=limits) as v:
+        verdict = v.verify(TASK, module("import time", forward("time.sleep(0.4)")))
+    assert (verdict.status, verdict.flags) == ("timeout", ("time_limit",)), verdict.reason
+    assert "in all" in verdict.reason

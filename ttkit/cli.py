@@ -5,10 +5,10 @@ Exit status: 0 done, 1 the answer is no, 2 wrong usage, 3 infrastructure failed.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 import traceback
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -83,7 +83,7 @@ def run(
         stream=sys.stderr if as_json else sys.stdout,
     )
     if as_json:
-        print_json(asdict(result))
+        print_json(dataclasses.asdict(result))
 
 
 @app.command()
@@ -96,7 +96,7 @@ def status(
 
     stages = pipeline.status(run)
     if as_json:
-        print_json([asdict(stage) for stage in stages])
+        print_json([dataclasses.asdict(stage) for stage in stages])
     else:
         columns = ("stage", "state", "rows", "seconds", "mib", "detail")
         print_table(columns, ([getattr(s, name) for name in columns] for s in stages))
@@ -118,7 +118,7 @@ def sweep(
 
     result = start(file, out, jobs, executor, stream=sys.stderr if as_json else sys.stdout)
     if as_json:
-        print_json(asdict(result))
+        print_json(dataclasses.asdict(result))
     else:
         ok = len(result.points) - len(set(result.failures) & set(result.points))
         print(f"{ok} of {len(result.points)} points complete in {result.seconds:.0f} s")
@@ -178,7 +178,7 @@ def tasks(
     found = load_tasks(source, level, scale, kernelbench_dir)
     if not headroom:
         if as_json:
-            print_json([asdict(task) | {"key": task.key} for task in found])
+            print_json([dataclasses.asdict(task) | {"key": task.key} for task in found])
         else:
             print_table(("task", "name"), ([task.key, task.name] for task in found))
         return
@@ -245,28 +245,34 @@ def verify(
 ) -> None:
     """Judge one candidate: correct (exit status 0), or not (1), and why?"""
     from ttkit import prompts
-    from ttkit.tasks import find_task
+    from ttkit.tasks import find_task, read_code
 
     found = find_task(task, scale, kernelbench_dir)
     try:
-        code = file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UsageError(f"the candidate {file} cannot be read: {reason}") from None
-    if action is None:
-        is_module = re.search(r"^class ModelNew\b", code, flags=re.MULTILINE)
-        action = "module" if is_module else "body"
-    source = prompts.candidate_source(found, prompts.extract(code, action), action)
+        code = read_code(file)
+        action = action or prompts.action_of(code)
+    except UsageError as error:
+        raise UsageError(f"the candidate {file} {error}") from None
+    code = prompts.extract(code, action)
+    source = prompts.candidate_source(found, code, action)
     from ttkit.verify import Verifier
     from ttkit.verify.explain import explain
 
     with Verifier(protocol, device) as verifier:
         verdict = verifier.verify(found, source)
+    if action == "body":  # lines are those of the file, not of the module made of it
+        before = prompts.lines_before_body(found)
+        reason = re.sub(
+            r"\(line (\d+)\)",
+            lambda m: f"(line {int(m[1]) - before})" if int(m[1]) > before else m[0],
+            verdict.reason,
+        )
+        verdict = dataclasses.replace(verdict, reason=reason)
     if as_json:
         print_json({"task": found.key, **verdict.to_dict()})
     else:
         print(f"{found.key}: {verdict.status}")
-        print(explain(verdict, source))
+        print(explain(verdict, code))
     raise typer.Exit({"correct": 0, "infra_error": 3}.get(verdict.status, 1))
 
 
@@ -393,7 +399,7 @@ def doctor(as_json: Json = False) -> None:
 
     findings = examine()
     if as_json:
-        print_json([asdict(finding) for finding in findings])
+        print_json([dataclasses.asdict(finding) for finding in findings])
     else:
         for finding in findings:
             print(f"{'ok  ' if finding.ok else 'FAIL'} {finding.name}: {finding.text}")

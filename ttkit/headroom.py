@@ -21,7 +21,8 @@ def measure(
     verifier: Verifier,
     progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
-    """One row a form: task, name, form, kind, status, reference_ms, speedup with _lo and _hi.
+    """One row a form: task, name, form, kind, status, reference_ms, speedup with _lo and _hi, and
+    the reason where the form did not come out correct.
 
     `progress` is called with the forms done and their number.
     """
@@ -50,6 +51,7 @@ def measure(
             "speedup": verdict.speedup,
             "speedup_lo": verdict.speedup_lo,
             "speedup_hi": verdict.speedup_hi,
+            "reason": "" if verdict.correct else verdict.reason,
         }
         for (task, form), verdict in zip(items, verdicts, strict=True)
     )

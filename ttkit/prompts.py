@@ -89,6 +89,52 @@ def candidate_source(task: Task, code: str, action: str = "body") -> str:
     return f"{task.code.rstrip()}\n\n\n{head}\n{body}\n"
 
 
+def lines_before_body(task: Task) -> int:
+    """How many lines of `candidate_source` stand before those of a body."""
+    return len(task.code.rstrip().splitlines()) + 4
+
+
+def action_of(text: str) -> str:
+    """How source is meant: `module` if its top level defines ModelNew, else `body`.
+
+    Raises UsageError, worded to follow the file's name, for what can be neither: no code at all, or
+    definitions without ModelNew.
+    """
+    code = extract(text, "module")
+    try:
+        statements = ast.parse(code).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return "module" if re.search(r"^class ModelNew\b", code, flags=re.MULTILINE) else "body"
+    if not statements:
+        raise UsageError("holds no code")
+    defined = {name for node in statements for name in _bound(node)}
+    if "ModelNew" in defined:
+        return "module"
+    definitions = (ast.ClassDef, ast.Import, ast.ImportFrom, ast.FunctionDef)
+    if any(isinstance(node, definitions) for node in statements) and not (
+        "forward" in defined or any(map(_returns, statements))
+    ):
+        raise UsageError(
+            "defines no ModelNew: write a class of that name, or nothing but the body of forward"
+        )
+    return "body"
+
+
+def _bound(node: ast.stmt) -> list[str]:
+    if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+        return [node.name]
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        return [alias.asname or alias.name for alias in node.names]
+    return [n.id for n in ast.walk(node) if isinstance(n, ast.Name) and type(n.ctx) is ast.Store]
+
+
+def _returns(node: ast.AST) -> bool:
+    """Whether there is a `return` that belongs to no function inside."""
+    if isinstance(node, (ast.FunctionDef, ast.Lambda, ast.ClassDef)):
+        return False
+    return isinstance(node, ast.Return) or any(map(_returns, ast.iter_child_nodes(node)))
+
+
 def code_sha256(code: str) -> str:
     """Hash of the code up to layout and comments: two texts with one syntax tree share it."""
     try:

@@ -117,19 +117,33 @@ def find_task(name: str, scale: str = "cpu", directory: str | None = None) -> Ta
             f"unknown task {name!r}: name one as minibench:1/17 or kernelbench:1/12, "
             "or give a file's path"
         )
-    code = path.read_text()
     try:
+        code = read_code(path)
         names = {getattr(node, "name", "") for node in ast.parse(code).body}
-    except SyntaxError as error:
-        raise UsageError(
-            f"the task file {name} is not valid Python: {error.msg}, line {error.lineno}"
-        ) from None
+    except UsageError as error:
+        raise UsageError(f"the task file {name} {error}") from None
+    except (SyntaxError, ValueError) as error:
+        at = getattr(error, "lineno", None)
+        line = f", line {at}" if at else ""
+        text = getattr(error, "msg", None) or error
+        raise UsageError(f"the task file {name} is not valid Python: {text}{line}") from None
     missing = {"Model", "get_inputs", "get_init_inputs"} - names
     if missing:
         raise UsageError(
             f"the task file {name} lacks {', '.join(sorted(missing))} (KernelBench's file format)"
         )
     return Task("file", 0, 0, str(path), code)
+
+
+def read_code(path: Path) -> str:
+    """The text of a file of source code. Raises UsageError, worded to follow the file's name, where
+    it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError("is not UTF-8 text") from None
 
 
 def _check(source: str, level: int, scale: str = "cpu") -> None:
@@ -153,7 +167,7 @@ def _kernelbench(level: int, directory: str | None) -> list[Task]:
         files = {int(m[1]): p for p in folder.glob("*.py") if (m := re.match(r"(\d+)_", p.name))}
         if files:
             return [
-                Task("kernelbench", level, i, files[i].stem, files[i].read_text())
+                Task("kernelbench", level, i, files[i].stem, read_code(files[i]))
                 for i in sorted(files)
             ]
     tables = sorted(root.rglob(f"level_{level}-*.parquet"))

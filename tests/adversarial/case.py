@@ -64,6 +64,8 @@ VALUES = frozenset(
         "values_other_shapes",
         "values_more_rows",
         "values_other_weights",
+        "values_touched_weights",
+        "values_unsaturated",
         "values_other_indices",
         "values_timed",
     )

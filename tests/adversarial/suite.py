@@ -11,10 +11,21 @@ import torch
 
 from ttkit.verify import PROTOCOLS, Limits, Verdict, Verifier
 
-from . import adaptive, gpu, harness, isolation, kernels, memory, phases, timing, values
+from . import (
+    adaptive,
+    gpu,
+    harness,
+    isolation,
+    kernels,
+    memory,
+    phases,
+    timing,
+    unvaried,
+    values,
+)
 from .case import CLASSES, Case
 
-PARTS = (values, memory, timing, phases, harness, isolation, adaptive, gpu, kernels)
+PARTS = (values, memory, timing, phases, harness, isolation, adaptive, unvaried, gpu, kernels)
 CASES: tuple[Case, ...] = tuple(
     sorted(
         (case for part in PARTS for case in part.CASES),
@@ -24,6 +35,9 @@ CASES: tuple[Case, ...] = tuple(
 # One look of ten pairs, no relaunch: whether a case is caught must not hang on a narrow interval.
 QUICK = dataclasses.replace(PROTOCOLS["rigorous"], looks=(10,), warmup=2, seconds=1.0, relaunches=0)
 LIMITS = Limits(run_seconds=1.5, load_seconds=15.0, cpu_seconds=12, memory_bytes=1 << 30)
+
+# The ratio of an interval's ends from which a figure says nothing (in quiet it is 1.1 to 1.5).
+WIDE = 2.0
 
 # What the verifier does not catch, or misnames, and why.
 GAPS: dict[str, str] = {}
@@ -44,11 +58,19 @@ def lacking(case: Case) -> str:
 
 def judged(v: Verifier, case: Case) -> Verdict:
     """The verdict on `case`; up to five times asked for while the machine is too busy to tell."""
-    for _ in range(5):
-        verdict = v.verify(case.task, case.source)
-        if not too_busy(verdict):
+    for number in range(5):
+        verdict = v.verify(case.task, case.source, fresh=number > 0)
+        if not (too_busy(verdict) or (not case.honest and undecided(verdict))):
             break
     return verdict
+
+
+def undecided(verdict: Verdict) -> bool:
+    """Whether an interval on both sides of 1 is so wide that noise hid what there is to gain."""
+    low, high = verdict.speedup_lo, verdict.speedup_hi
+    if low is None or high is None:
+        return False
+    return verdict.correct and low < 1 < high and high > WIDE * low
 
 
 def too_busy(verdict: Verdict) -> bool:

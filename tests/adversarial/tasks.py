@@ -232,3 +232,96 @@ PICKING = task(
     "torch.randn(4096, 8), torch.stack([torch.randperm(4096) for _ in range(40)]).argsort(1)[0]",
 )
 FADED = task("faded", "x", "out = torch.cumprod(x, dim=1)\nreturn out", "torch.rand(128, 2000)")
+LOW_RANK = task(
+    "low rank",
+    "x",
+    "out = x @ (self.w + self.a @ self.b)\nreturn out",
+    "torch.randn(64, 256)",
+    """
+self.w = nn.Parameter(torch.randn(256, 256) / 16)
+self.a = nn.Parameter(torch.randn(256, 128) / 16)
+self.b = nn.Parameter(torch.randn(128, 256) / 16)
+""",
+)
+# A branch that is switched off as long as its weight is what it was made with.
+GATED = task(
+    "gated",
+    "x",
+    "out = x + self.alpha * self.second(torch.relu(self.first(x)))\nreturn out",
+    "torch.randn(256, 128)",
+    """
+self.first = nn.Linear(128, 256)
+self.second = nn.Linear(256, 128)
+self.alpha = nn.Parameter(torch.zeros(1))
+""",
+)
+STATE = task(
+    "state",
+    "x, h",
+    "out = torch.tanh(x @ self.w + h @ self.u)\nreturn out",
+    "torch.randn(256, 128), torch.zeros(256, 128)",
+    "self.w = nn.Parameter(torch.randn(128, 128) / 11)\n"
+    "self.u = nn.Parameter(torch.randn(128, 128) / 11)",
+)
+SATURATED = task(
+    "saturated",
+    "x",
+    "out = torch.tanh(x.exp().sum(dim=1))\nreturn out",
+    "torch.randn(256, 1024)",
+)
+POSITIONS = task(
+    "positions",
+    "x",
+    """
+at = torch.arange(x.shape[1], dtype=x.dtype)[:, None]
+at = at * torch.exp(-0.1 * torch.arange(x.shape[2], dtype=x.dtype))
+out = x * torch.cos(at) + torch.sin(at)
+return out
+""",
+    "torch.randn(2, 512, 128)",
+)
+TEMPERATURE = task(
+    "temperature",
+    "x, temperature",
+    "out = torch.softmax(x / temperature, dim=1)\nreturn out",
+    "torch.randn(256, 512), 1.0",
+)
+TURNED_OVER = task(
+    "turned over", "x", "out = x.t().contiguous()\nreturn out", "torch.randn(256, 512)"
+)
+SIGNS = task(
+    "signs",
+    "x",
+    "out = x @ self.w > 0\nreturn out",
+    "torch.randn(512, 256)",
+    'self.register_buffer("w", torch.randn(256, 256))',
+)
+NORMS = task(
+    "norms",
+    "x",
+    "out = self.last(self.norm(torch.relu(self.first(x))))\nreturn out",
+    "torch.randn(256, 128)",
+    "self.first = nn.Linear(128, 128)\nself.norm = nn.LayerNorm(128)\n"
+    "self.last = nn.LayerNorm(128)",
+)
+# Few values, and long to make: a few draws have to serve many times.
+_DEAR = "torch.linalg.svd(torch.randn(192, 192))[0]"
+COUNTS = task(
+    "counts",
+    "x",
+    "out = x\nfor _ in range(12):\n    out = out @ self.w\nreturn out",
+    f"torch.poisson(3 + 0 * {_DEAR})",
+    'self.register_buffer("w", torch.linalg.qr(torch.randn(192, 192))[0])',
+)
+FLOAT_MASK = task(
+    "float mask",
+    "x, mask",
+    "out = torch.sin(x) * mask + x * (1 - mask)\nreturn out",
+    f"torch.randn(192, 192), ({_DEAR} > 0.02).float()",
+)
+RANDOM_SHAPES = task(
+    "random shapes",
+    "x",
+    "out = torch.softmax(x, dim=1)\nreturn out",
+    "torch.randn(200 + int(torch.randint(0, 60, ())), 512)",
+)

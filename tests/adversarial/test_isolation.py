@@ -6,6 +6,7 @@ prevented is then not asserted.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -58,12 +59,17 @@ if "hunter2" in seen or "TTKIT_TEST_SECRET" in seen:
     assert verdict.correct or too_busy(verdict), verdict
 
 
-@pytest.mark.parametrize("family", ["loopback", "abstract"])
+@pytest.mark.parametrize("family", ["loopback", "abstract", "path"])
 def test_no_connection_arrives(judge, family):
     kind = socket.AF_INET if family == "loopback" else socket.AF_UNIX
-    with socket.socket(kind, socket.SOCK_STREAM) as listener:
-        name = ("127.0.0.1", 0) if family == "loopback" else f"\0ttkit-test-{os.getpid()}"
-        listener.bind(name)
+    path = f"/tmp/ttkit-test-{os.getpid()}"
+    names = {"loopback": ("127.0.0.1", 0), "abstract": f"\0{path[5:]}", "path": path}
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(kind, socket.SOCK_STREAM))
+        listener.bind(names[family])
+        if family == "path":
+            stack.callback(os.remove, path)
+            os.chmod(path, 0o777)
         listener.listen()
         listener.settimeout(0.5)
         top = f"""
@@ -77,7 +83,9 @@ except OSError:
     pass
 """
         verdict = run(judge, RIGHT, top)
-        if verdict.guards.get("network_namespace"):
+        # A path lies in no network namespace: there the filter of system calls is in the way.
+        guard = "system_call_filter" if family == "path" else "network_namespace"
+        if verdict.guards.get(guard):
             with pytest.raises(TimeoutError):
                 listener.accept()
 

@@ -26,7 +26,9 @@ class Arena:
     base: torch.Tensor
 
     def __init__(self, size: int, device: str, *, fd: int = -1, handle: str = ""):
-        self.size, self.device, self.fd, self.handle = size, device, fd, handle
+        self.device, self.fd, self.handle = device, fd, handle
+        # Whole pages: beyond its end a file's last page is memory that nobody would wipe.
+        self.size = size = size + -size % mmap.PAGESIZE
         if device == "cpu":
             if fd < 0:
                 self.fd = os.memfd_create("ttkit-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

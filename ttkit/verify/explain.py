@@ -37,7 +37,9 @@ INPUTS = {
     "shifted": "with another mean",
     "noncontiguous": "not contiguous in memory",
     "other_indices": "with other indices",
+    "unsaturated": "of a size at which each makes a difference",
     "other_weights": "with other weights in the model",
+    "touched_weights": "with a few of the weights changed",
     "timed": "of every timed pair",
 }
 # What the other checks demand of a candidate.

@@ -17,7 +17,8 @@ import torch
 
 from ttkit.verify import variations
 from ttkit.verify.arena import flatten
-from ttkit.verify.cases import LARGE_BYTES, CaseMaker, size_of
+from ttkit.verify.casemaker import LARGE_BYTES, CaseMaker
+from ttkit.verify.cases import size_of
 
 SAFETY = 2.0
 

@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass, replace
 from ttkit.errors import UsageError
 
 # All kinds of input sets in the order of use (ttkit.verify.variations): the declared one finds most
-# wrong candidates, and has to come right before the one that touches it; of large inputs all others
-# are cut down, so that other shapes have to come before other values.
+# wrong candidates, and has to come right before those that touch it (two, since one may by chance
+# touch the very elements that a program remembers an input by); of large inputs all others are cut
+# down, so that other shapes have to come before other values.
 VARIATION_NAMES = (
     "declared",
+    "touched",
     "touched",
     "other_shapes",
     "more_rows",
@@ -24,8 +26,11 @@ VARIATION_NAMES = (
     "shifted",
     "noncontiguous",
     "other_indices",
+    "unsaturated",
     "other_weights",
 )
+# The kind of one more case once all has been timed: the weights are changed a little.
+TOUCHED_WEIGHTS = "touched_weights"
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,8 @@ class Limits:
     """What one candidate may use; seconds, bytes and counts.
 
     `memory_bytes` is on top of what the harness itself uses. `run_factor` times the reference's
-    time, but at least `run_seconds`, is the wall time of one call. Compiling an inline CUDA
+    time, but at least `run_seconds`, is the wall time of one call; `total_seconds` (more where the
+    reference is slow) that of all it is asked from its first call on. Compiling an inline CUDA
     extension takes a minute or two, so a source that names a compiler has `compile_seconds` to load
     and for each call that is not timed.
     """
@@ -131,6 +137,7 @@ class Limits:
     compile_seconds: float = 240.0
     run_seconds: float = 3.0
     run_factor: float = 100.0
+    total_seconds: float = 60.0
     cpu_seconds: int = 60
     cpu_seconds_cuda: int = 600
     memory_bytes: int = 4 << 30

@@ -21,11 +21,9 @@ from ttkit.verify import timing
 from ttkit.verify.protocol import Protocol
 from ttkit.verify.sides import REFEREE_SECONDS, Outcome, RefereeHandle, Side
 
-# What reappears outside the timed call is counted when it is more than this share of the saving,
-# and called a cheat when it is surely (at this error rate, shared by the places that are looked at)
-# this share of the reference, and in a whole turn more seconds than scheduling takes on a busy
-# machine; what is less is counted all the same.
-DEFERRED_SHARE = 0.2
+# What surely (at this error rate, shared by the places that are looked at) reappears outside the
+# timed call is counted, and called a cheat when it is surely this share of the reference, and in a
+# whole turn more seconds than scheduling takes on a busy machine.
 DEFERRED_ALPHA = 0.025
 DEFERRED_PLACES = 3
 DEFERRED_FLOOR, DEFERRED_SECONDS = 0.2, 2e-4
@@ -67,11 +65,13 @@ class Race:
         self.null = 0.0
         self.flushes: list[float] = []
         self._values: dict[bool, Any] = {}
+        self.shapes: list[list[int]] = []  # of the output
 
     def run(self) -> None:
         """Fills in `record`; raises Outcome if the candidate cheats, or InfraError."""
         sides = (self.candidate, self.reference)
         case = self.referee.ask("timing_begin")
+        self.shapes = [spec["shape"] for spec in case["output"]["tensors"]]
         try:
             for side in sides:
                 side.thaw()
@@ -105,7 +105,8 @@ class Race:
         limit = REFEREE_SECONDS if side.trusted else self.run_limit
         # For both sides, or a delivery would start from another state of caches and device.
         cover = functools.partial(self.referee.ask, "cover") if self.protocol.compared else None
-        seconds, delivered = side.turn(slots, which, shift(), limit, cover, keys)
+        take = functools.partial(self.referee.ask, "take")
+        seconds, delivered = side.turn(slots, which, shift(), limit, cover, take, keys)
         self._values[side.trusted] = delivered.get("values")
         return max(seconds - self.null, 1e-6) / (1 if keys else len(slots))
 
@@ -115,7 +116,10 @@ class Race:
         self.random.shuffle(sides)
         slots, keys = self.slots, list[int]()
         if one_by_one:
-            slots = self.random.sample(self.slots, min(ROW, len(self.slots)))
+            # As many as nobody can foresee: the last is the one that is delivered.
+            longest = min(ROW, len(self.slots))
+            length = self.random.randint(min(2, longest - 1), longest)
+            slots = self.random.sample(self.slots, length)
             keys = [self.random.getrandbits(60) for _ in slots]
         # Both sides deliver the same one of their outputs, so that the two can be compared.
         which = slots[-1] if one_by_one else self.random.choice(slots)
@@ -188,19 +192,21 @@ class Race:
     def _check_deferred(self, pairs: Pairs) -> None:
         """Does what the candidate saves in `pairs` reappear after its answer, or between its turns?
 
-        If a good part of the saving surely does, what comes late counts as the candidate's time. It
-        is called a cheat only where this is surely a fifth of the reference or more: fused kernels
-        leave their output in other caches, which moves a little time into the copy quite honestly.
-        An output of another layout than the reference's has yet to be brought into that: all that
-        its delivery takes longer counts, and no more of it than the referee needs to do that is
-        honest. An expanded one has yet to be written: its delivery counts whole.
+        What surely comes late counts as the candidate's time. It is called a cheat only where this
+        is surely a fifth of the reference or more: fused kernels leave their output in other
+        caches, which moves a little time into the copy quite honestly. One output of a turn is
+        delivered, however many calls it was of, so what its delivery takes longer counts for each
+        call; what else a turn does is shared among them. An output of another layout than the
+        reference's has yet to be brought into that: all that its delivery takes longer counts, and
+        no more of it than the referee needs to do that is honest. An expanded one has yet to be
+        written: its delivery counts whole, and is no cheat.
         """
         saved = _saved(pairs)
         if not self.record["speedup"] > 1 or saved <= 0:
             return
         ours, theirs = self.candidate, self.reference
         converted = ours.strides != theirs.strides
-        expanded = _expanded(ours) and not _expanded(theirs)
+        expanded = self._expanded(ours) and not self._expanded(theirs)
         written = [self.null] * len(theirs.deliveries) if expanded else theirs.deliveries
         usual = self._conversion(written)
         # By the wall clock, and by the CPU time that the kernel charges, which other processes on
@@ -215,19 +221,26 @@ class Race:
             # Nobody cheats to be no faster: on a task of microseconds that would be noise.
             ahead = self.record["speedup_lo"] > 1
             conversion = converted and mine is not ours.idle_cpu
-            # One output of a turn is delivered, however many calls it was of.
-            per = 1 if conversion else len(self.slots)
+            per = 1 if conversion or mine is ours.deliveries else len(self.slots)
             extra = [(m - o) / per for m, o in zip(mine, other, strict=True)]
             middle, low, _ = timing.centre(extra, DEFERRED_ALPHA / DEFERRED_PLACES)
-            # Where little is saved, noise is a good part of it. (nan: the system told nothing.)
-            if not (middle > 0 if conversion else middle > DEFERRED_SHARE * saved and low > 0):
+            # Noise must not be charged. (nan: the system told nothing.)
+            if not (middle > 0 if conversion else low > 0):
                 continue
             surely = low - conversion * usual / per
-            if ahead and surely > max(self._fifth(), DEFERRED_SECONDS / per):
+            if ahead and not expanded and surely > max(self._fifth(), DEFERRED_SECONDS / per):
                 text = f"it saves {saved * 1e3:.3g} ms in the timed call but takes at least "
                 text += f"{low * 1e3:.3g} ms more {where}"
                 raise Outcome("rejected", text, "deferred_work")
             self._judge_by([r / (c + middle) for r, c in pairs])
+
+    def _expanded(self, side: Side) -> bool:
+        """Whether it returned something smaller than it looks: an element that stands for many."""
+        return any(
+            1 + sum((n - 1) * max(step, 0) for n, step in zip(shape, steps, strict=False))
+            < math.prod(shape)
+            for steps, shape in zip(side.strides, self.shapes, strict=False)
+        )
 
     def _fifth(self) -> float:
         """Seconds of a fifth of the reference: what is less may be honest, and is no cheat."""
@@ -275,6 +288,7 @@ class Race:
                 "batched_calls",
             )
         if high < BATCHED_SHARE * saved:
+            pairs = rows
             self._judge_by([r / c for r, c in rows])
         ours, theirs = self.candidate.deliveries, self.reference.deliveries
         late = [m - o for m, o in zip(ours, theirs, strict=True)]
@@ -339,10 +353,6 @@ class Race:
 def shift() -> int:
     """Bytes by which the buffers of a run are shifted, drawn anew for each."""
     return random.SystemRandom().randrange(PAD_STEP, PAD_BYTES, PAD_STEP)
-
-
-def _expanded(side: Side) -> bool:
-    return any(0 in steps for steps in side.strides)
 
 
 def _saved(pairs: Pairs) -> float:

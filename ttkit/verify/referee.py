@@ -24,19 +24,11 @@ import torch
 
 from ttkit.verify import physics
 from ttkit.verify.arena import Arena, extent, flatten, place
-from ttkit.verify.cases import (
-    LARGE_BYTES,
-    Case,
-    CaseMaker,
-    NativeCase,
-    judge,
-    same_bits,
-    same_values,
-    secret_seed,
-    size_of,
-)
+from ttkit.verify.casemaker import LARGE_BYTES, CaseMaker, secret_seed
+from ttkit.verify.cases import Case, NativeCase, judge, same_bits, same_values, size_of
 from ttkit.verify.channel import BadMessage, Channel, ChannelClosed
 from ttkit.verify.correctness import surely_close
+from ttkit.verify.variations import WEIGHT_CHANGES
 from ttkit.verify.worker import Runner, describe, give_back_memory, load_module, values_of
 
 # A timed run calls the model once for each of several input sets until it lasts about this long,
@@ -82,6 +74,28 @@ class Shared:
         }
 
 
+class Taken:
+    """A tensor as it was delivered. Of a large one there is no copy, only of a random part: where
+    that is another by now, `tensor` is nothing but NaN."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self._tensor = tensor
+        self._part = slice(0, 0)
+        if tensor.nbytes <= LARGE_BYTES:
+            self._tensor = tensor.clone()
+        else:
+            part = LARGE_BYTES // tensor.element_size()
+            start = secret_seed() % (tensor.numel() - part)
+            self._part = slice(start, start + part)
+        self._kept = self._tensor.view(-1)[self._part].clone()
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        if not same_bits(self._tensor.view(-1)[self._part], self._kept):
+            self._tensor.fill_(math.nan if self._tensor.is_floating_point() else -1)
+        return self._tensor
+
+
 class Referee:
     """Answers the judge's requests about one task."""
 
@@ -97,6 +111,8 @@ class Referee:
         self.mutated = False
         self.served = 0
         self.case: Case = NOTHING
+        # What each side delivered, as `do_take` found it, by whether it is trusted.
+        self.taken: dict[bool, list[Taken]] = {}
         self.current: list[Any] = []
         # Inputs drawn for timed pairs, and those that the present candidate has not met.
         self.deck: list[list[Any]] = []
@@ -129,10 +145,13 @@ class Referee:
         # The float64 copy is taken before any run could change a buffer of the model.
         self.cases = CaseMaker(task, runner, self.device, KEEP_BYTES[self.kind])
         weights = self._describe_weights(runner.model)
-        self.cases.inputs()
-        started = time.perf_counter()
-        args = self.cases.inputs()
-        make_ms = (time.perf_counter() - started) * 1e3
+        makes = []
+        for _ in range(3):  # of one alone, a slow moment would decide for all candidates
+            args: Any = None  # large ones have no room beside others
+            started = time.perf_counter()
+            args = self.cases.inputs()
+            makes.append((time.perf_counter() - started) * 1e3)
+        make_ms = min(makes)
         runner.inputs = [tuple(args)]
         del args
         reference_ms = _time(runner)
@@ -229,7 +248,8 @@ class Referee:
 
         So none meets weights that an earlier one could have altered, or anything else it left.
         """
-        for arena in (self.shared[False].inputs, self.shared[False].output):
+        shared = self.shared[False]
+        for arena in (shared.inputs, shared.output, shared.weights):
             arena.base.fill_(255)
         self._write_weights(trusted=False)
         return {}
@@ -241,12 +261,15 @@ class Referee:
         # The last ones are let go before others take memory.
         self.case, self.current, self.watched = NOTHING, [], []
         self.turn = self.shared[message["trusted"]]
+        name, kept = message["name"], message["weights"]
+        if name in WEIGHT_CHANGES and (missing := self.cases.missing(kept + message["unclear"])):
+            return {"name": name, "skipped": "", "missing": missing}
         if message["judged"]:
-            case = self.cases.numbered(message["number"], message["name"], message["weights"])
+            case = self.cases.numbered(message["number"], name, kept, message["fresh"])
         else:
             case = self.cases.unanswered()
         if case.args is None and not case.skipped:
-            case.args = self.cases.inputs()
+            case.args = self.cases.inputs_alike()
         self.case = case
         if case.skipped:
             return {"name": case.name, "skipped": case.skipped}
@@ -264,6 +287,7 @@ class Referee:
         return {
             "name": case.name,
             "skipped": "",
+            "aliases": case.aliases,
             "reweigh": case.weights is not None,
             "sets": [self.case_set],
             "output": self._describe_output(case),
@@ -275,7 +299,7 @@ class Referee:
         Then an output that is a view of an input, or is yet to be computed from one, is wrong.
         """
         self._look_for_changes()
-        if not self.habits["aliases"]:
+        if not self.case.aliases:
             inputs = self.turn.inputs
             pages = inputs.base[: inputs.size // PAGE * PAGE].view(-1, PAGE)
             start = secret_seed() % (PAGE // POISON) * POISON
@@ -284,10 +308,17 @@ class Referee:
             self._synchronize()
         return {}
 
+    def do_take(self, message: dict[str, Any]) -> dict[str, Any]:
+        """After a delivery, while nobody else runs: keep what was delivered."""
+        trusted = self.turn is self.shared[True]
+        self.taken[trusted] = [Taken(tensor) for tensor in self._delivered(trusted)]
+        self._synchronize()
+        return {}
+
     def do_check_end(self, message: dict[str, Any]) -> dict[str, Any]:
         """Compare what was delivered with the case."""
         self._look_for_changes()
-        delivered = self._delivered(trusted=False)
+        delivered = [taken.tensor for taken in self.taken.pop(False)]
         found = judge(self.case, delivered, message["values"], values_of(self.case.tree))
         return {**found, "mutated": self.mutated}
 
@@ -362,7 +393,8 @@ class Referee:
         elif self.unseen:
             self.current = self.unseen.pop()
         else:
-            self.current = [self.cases.touched(self.cases.inputs()) for _ in range(self.slots)]
+            draws = [self.cases.inputs_alike() for _ in range(self.slots)]
+            self.current = list(map(self.cases.touched, draws))
             if (len(self.deck) + 1) * self.slots * self.slot_bytes <= DECK_BYTES[self.kind]:
                 self.deck.append(self.current)
         return {}
@@ -393,7 +425,7 @@ class Referee:
     def do_recheck(self, message: dict[str, Any]) -> dict[str, Any]:
         """Compare what the two sides delivered in the timed runs of one pair."""
         mutated, self.mutated = self.mutated, False
-        ours, theirs = self._delivered(trusted=True), self._delivered(trusted=False)
+        ours, theirs = ([t.tensor for t in self.taken[trusted]] for trusted in (True, False))
         case: Case = NativeCase(self.case, ours, self.errors)
         if same_values(message["values"], message["expected"]) and all(
             surely_close(y, reference, error)

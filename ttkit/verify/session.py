@@ -14,9 +14,13 @@ from collections.abc import Callable
 from typing import Any
 
 from ttkit.verify import timing
-from ttkit.verify.protocol import Limits, Protocol
+from ttkit.verify.protocol import TOUCHED_WEIGHTS, Limits, Protocol
 from ttkit.verify.race import PAD_BYTES, Race, shift
 from ttkit.verify.sides import Outcome, RefereeHandle, Side
+
+# How many times as long as one timed run of the reference all answers of a candidate may take.
+TOTAL_FACTOR = 500.0
+TOUCHED_LAST = -1  # the number of the case that is none of the protocol's
 
 
 class Session:
@@ -40,9 +44,13 @@ class Session:
         self.slots = referee.info["slots"]
         reference_seconds = referee.info["reference_ms"] / 1e3 * self.slots
         self.run_limit = max(limits.run_seconds, limits.run_factor * reference_seconds)
+        candidate.budget = candidate.spent + max(
+            limits.total_seconds + candidate.compile_seconds,
+            TOTAL_FACTOR * reference_seconds,
+        )
         self.launches: list[float] = []  # the speedup that each launch found
         self.cases_run: list[int] = []
-        self.reweighed: int | None = None  # the case with other weights, if there is one
+        self.reweighed = False  # whether it has been run with other weights
 
     # Correctness -----------------------------------------------------------------------------
 
@@ -57,21 +65,26 @@ class Session:
         if self.protocol.variations:
             self.checks += ["calls_reference", "tampered_runtime", "global_state"]
 
-    def _check(self, number: int, close: bool = True) -> bool:
-        """One case; whether it and those before it (`close`) pass KernelBench's tolerance."""
-        case = self._begin(number, self.candidate)
+    def _check(
+        self, number: int, close: bool = True, *, name: str = "", fresh: bool = False
+    ) -> bool:
+        """Case `number`, or one of the kind `name` in its place, `fresh` or as others met it;
+        whether it and those before it (`close`) pass KernelBench's tolerance."""
+        case = self._begin(number, self.candidate, name=name, fresh=fresh)
+        if missing := case.get("missing"):
+            raise Outcome("rejected", _without(missing), "weights_kept")
         name = f"values_{case['name']}"
         if case["skipped"]:
             return close
         if case["reweigh"]:
-            self._reweigh()
+            self.candidate.reweigh(self.run_limit)
         self.checks.append(name)
         delivered, finish = self._run_case(self.candidate, case, watched=number == 0)
         result = self.referee.ask("check_end", values=delivered.get("values"))
         for key in ("max_error", "reference_error"):
             if math.isfinite(result[key]):
                 self.record[key] = max(self.record.get(key, 0.0), result[key])
-        if finish.get("aliases") and not self.referee.info["aliases"]:
+        if finish.get("aliases") and not case["aliases"]:
             raise Outcome(
                 "rejected",
                 "its output shares memory with an input, the reference's does not "
@@ -80,31 +93,32 @@ class Session:
             )
         # Before it is judged: KernelBench may let pass what is incorrect here.
         self.record["kernelbench_allclose"] = close = close and result["allclose"]
-        judge(result, name, self.referee.info["mutates"], "on inputs " + case["name"])
+        where = "on inputs " + case["name"]
+        if case["reweigh"]:
+            where = "with other weights (what is made of them has to be made in each call)"
+        judge(result, name, self.referee.info["mutates"], where)
         self._look(finish.get("changes"))
         if case["reweigh"]:
             self.referee.ask("own_weights")
             self.candidate.reweigh(self.run_limit)
-            self.reweighed = number
+            self.reweighed = True
         else:
             self.cases_run.append(number)
         return close
 
-    def _begin(self, number: int, side: Side, judged: bool = True) -> dict[str, Any]:
-        which = {"number": number, "name": self.protocol.cases[number], "judged": judged}
-        weights = side.weights_loaded
-        return self.referee.ask("check_begin", trusted=side.trusted, weights=weights, **which)
-
-    def _reweigh(self) -> None:
-        """Let the candidate take other weights."""
-        if not self.candidate.weights_loaded:
-            raise Outcome(
-                "rejected",
-                "it keeps none of the reference's weights: what it made of them when it was built "
-                "cannot be told from work that each call has to do",
-                "weights_kept",
-            )
-        self.candidate.reweigh(self.run_limit)
+    def _begin(
+        self, number: int, side: Side, judged: bool = True, name: str = "", fresh: bool = False
+    ) -> dict[str, Any]:
+        return self.referee.ask(
+            "check_begin",
+            number=number,
+            name=name or self.protocol.cases[number],
+            judged=judged,
+            fresh=fresh,
+            trusted=side.trusted,
+            weights=side.weights_loaded,
+            unclear=side.weights_unclear,
+        )
 
     def _look(self, changes: Any) -> None:
         """Reject what the candidate's own process reports to have replaced or changed."""
@@ -125,6 +139,10 @@ class Session:
         if self.protocol.compared:
             self.referee.ask("cover")
         _, delivered = side.ask({"op": "deliver", "which": 0}, doing, self.run_limit)
+        # Frozen meanwhile: what it writes from here on changes nothing.
+        side.freeze()
+        self.referee.ask("take")
+        side.thaw()
         # The largest shift comes first, so that later ones meet pages already in use.
         pad = shift() if side.cases else PAD_BYTES
         side.cases += 1
@@ -168,10 +186,11 @@ class Session:
         """Some fall back to the reference, or on what holds for the usual inputs, after a while."""
         begun = self._begin(0, self.candidate, judged=False)
         self._run_case(self.candidate, begun, watched=True)
+        # Fresh ones: those that it met before it could tell from what it met in timed runs.
         if varied := self.cases_run[1:]:
-            self._check(random.SystemRandom().choice(varied))
-        if self.reweighed is not None:
-            self._check(self.reweighed)
+            self._check(random.SystemRandom().choice(varied), fresh=True)
+        if self.reweighed:
+            self._check(TOUCHED_LAST, name=TOUCHED_WEIGHTS, fresh=True)
 
     def take_in(self, other: Session) -> None:
         """Add what another launch of the same candidate found: the interval spans them all, until
@@ -201,3 +220,11 @@ def judge(result: dict[str, Any], check: str, may_mutate: bool, where: str) -> N
         raise Outcome("rejected", f"it changed its inputs in place ({where})", "inputs_mutated")
     if not result["ok"]:
         raise Outcome("incorrect", f"wrong values {where}: {result['what']}", check)
+
+
+def _without(missing: list[str]) -> str:
+    names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+    return (
+        f"it keeps no place for the reference's {names}: what it made of them when it was built "
+        "cannot be told from work that each call has to do"
+    )

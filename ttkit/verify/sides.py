@@ -25,6 +25,8 @@ from ttkit.verify.protocol import Limits
 
 REFEREE_SECONDS = 300.0
 NULL_TRIALS = 15
+# How long a stopped process may take until its last thread has come to rest.
+STOP_SECONDS = 2.0
 _ids = random.SystemRandom()
 # Pages of a CUDA context and its libraries that count as resident but are not the candidate's.
 CUDA_RESIDENT_BYTES = 8 << 30
@@ -87,6 +89,7 @@ class Side:
         self.cases = 0  # run on it, besides what was timed
         self.guards: dict[str, Any] = {}
         self.weights_loaded: list[str] = []
+        self.weights_unclear: list[str] = []  # it has their values, more or less often than there
         self.changes: dict[str, str] = {}
         self.strides: list[list[int]] = []  # of the last output, -1 where they mean nothing
         # What every turn took besides the timed run, in seconds: the delivery by the judge's clock,
@@ -98,6 +101,8 @@ class Side:
         self.run_seconds: list[float] = []
         self.run_cpu: list[float] = []
         self._cpu_at_end = math.nan
+        # Seconds that all its answers together have taken, and may take.
+        self.spent, self.budget = 0.0, math.inf
         # What it shares with the process that it was forked from.
         self._resident_at_first = resident_bytes(worker.pid)
 
@@ -114,6 +119,7 @@ class Side:
         message |= info["twin" if self.trusted else "candidate"]
         _, loaded = self.ask(message, "loading its module", limit, fds=fds)
         self.weights_loaded = self._names(loaded.get("weights_loaded"), info["weights"])
+        self.weights_unclear = self._names(loaded.get("weights_unclear"), info["weights"])
         self.changes = _texts(loaded.get("changes"))
 
     def reweigh(self, limit: float) -> None:
@@ -139,6 +145,7 @@ class Side:
         Raises Outcome for whatever the candidate did wrong, InfraError for a trusted side.
         """
         channel = self.worker.channel
+        begun = time.monotonic()
         # A number that cannot be guessed: an answer sent before its question is not one.
         message = message | {"id": _ids.getrandbits(48)}
         try:
@@ -162,6 +169,10 @@ class Side:
             raise self._wrap(self._failed(error, doing, limit)) from None
         if "error" in reply:
             raise self._wrap(_reported(str(reply["error"]), str(reply.get("text"))[:500], doing))
+        self.spent += time.monotonic() - begun
+        if self.spent > self.budget and not self.trusted:
+            text = f"its answers took more than {self.budget:.3g} s in all"
+            raise Outcome("timeout", text, "time_limit")
         return seconds, reply
 
     def _wrap(self, outcome: Outcome) -> Exception:
@@ -210,6 +221,13 @@ class Side:
         """Freeze it for as long as others are timed; raises Outcome if that would not stop all."""
         self.freeze()
         self._look_for_children("between its turns")
+        # A thread that is inside the kernel stops when it comes out, which a long write may delay.
+        limit = time.monotonic() + STOP_SECONDS
+        while not is_stopped(self.worker.pid):
+            if time.monotonic() > limit and not self.trusted:
+                text = "it goes on working after it was stopped"
+                raise Outcome("rejected", text, "deferred_work")
+            time.sleep(1e-4)
 
     def _look_for_children(self, when: str) -> None:
         # On both sides, so that their turns take the same course.
@@ -234,15 +252,17 @@ class Side:
         which: int,
         pad: int,
         limit: float,
-        before_delivery: Callable[[], object] | None,
+        cover: Callable[[], object] | None,
+        take: Callable[[], object],
         keys: Sequence[int] = (),
     ) -> tuple[float, dict[str, Any]]:
         """One timed run and the delivery of slot `which`: raw seconds of the run, the answer.
 
-        `before_delivery` is called while the process is frozen again. `pad` shifts the buffers of
-        the run after this one (worker.Runner.forget). With `keys` every slot is a run of its own,
-        which begins by making its inputs readable; `which` has to be the last, and the seconds are
-        the median without the first.
+        The process is frozen while `cover` is called, before the delivery, and `take`, after it
+        (without `cover` neither is): what it writes later changes nothing. `pad` shifts the buffers
+        of the run after this one (worker.Runner.forget). With `keys` every slot is a run of its
+        own, which begins by making its inputs readable; `which` has to be the last, and the seconds
+        are the median without the first.
         """
         doing = "while it was timed"
         pid = self.worker.pid
@@ -257,15 +277,19 @@ class Side:
         seconds = statistics.median(times[1:] or times)
         # Frozen at once: whatever it does after its answer is no part of what was timed.
         answered = process_cpu_seconds(pid)
-        if before_delivery is not None:
+        if cover is not None:
             self.freeze()
         self._look_for_children("while it is timed")
-        if before_delivery is not None:
-            before_delivery()
+        if cover is not None:
+            cover()
             self.thaw()
         # The outputs of a run are numbered by their place in it.
         delivery = {"op": "deliver", "which": 0 if keys else slots.index(which)}
         late, delivered = self.ask(delivery, doing, limit, timed=True)
+        if cover is not None:
+            self.freeze()
+            take()
+            self.thaw()
         self.ask({"op": "finish", "look": False, "pad": pad}, doing, limit)
         self.set_aside()
         self._cpu_at_end = process_cpu_seconds(pid)
@@ -329,6 +353,16 @@ def has_children(pid: int) -> bool:
     them.
     """
     return any(True for _ in _children(pid))
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether no thread of a process runs any more: each is stopped, or the process is gone."""
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/stat") as file:
+                if file.read().rpartition(")")[2].split()[0] not in "TtZXx":
+                    return False
+    return True
 
 
 def descendants(pid: int) -> list[int]:

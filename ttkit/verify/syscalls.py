@@ -2,8 +2,7 @@
 
 They would let it leave its core, read other processes' memory, leave something behind, have the
 kernel work for it while it is frozen, or undo the other guards. Each gives EPERM, as if the user
-lacked the right. The filter cannot be taken off again and children inherit
-it.
+lacked the right. The filter cannot be taken off again and children inherit it.
 """
 
 from __future__ import annotations
@@ -87,12 +86,14 @@ ARCHITECTURES: dict[str, tuple[int, dict[str, int]]] = {
 # asked for lies in memory, where no filter looks; the C library then falls back to clone.
 CLONE = {"x86_64": 56, "aarch64": 220}
 CLONE3, CLONE_NEW = 435, 0x7E020000
+# Sockets with a path lie in no network namespace: whoever listens there could be talked to.
+SOCKET, AF_UNIX = {"x86_64": 41, "aarch64": 198}, 1
 MISSING = 0x00050000 | errno.ENOSYS
 # The other calling convention of x86-64 (x32) has this bit set in its numbers.
 X32 = 0x40000000
 
 
-def _program(arch: int, clone: int, numbers: list[int]) -> bytes:
+def _program(arch: int, clone: int, socket: int, numbers: list[int]) -> bytes:
     """Classic BPF: the architecture must match; a listed number is refused, others allowed."""
     load, jump_equal, jump_greater, jump_set, ret = 0x20, 0x15, 0x35, 0x45, 0x06
     steps = [
@@ -104,7 +105,10 @@ def _program(arch: int, clone: int, numbers: list[int]) -> bytes:
         (ret, 0, 0, MISSING),
         (jump_equal, 0, 2, clone),
         (load, 0, 0, 16),  # the lower half of its first argument, the flags
-        (jump_set, len(numbers) + 2, len(numbers) + 1, CLONE_NEW),
+        (jump_set, len(numbers) + 5, len(numbers) + 4, CLONE_NEW),
+        (jump_equal, 0, 2, socket),
+        (load, 0, 0, 16),  # the address family
+        (jump_equal, len(numbers) + 2, len(numbers) + 1, AF_UNIX),
         (jump_greater, len(numbers) + 1, 0, X32),
         *((jump_equal, len(numbers) - i, 0, n) for i, n in enumerate(numbers)),
         (ret, 0, 0, ALLOW),
@@ -113,8 +117,9 @@ def _program(arch: int, clone: int, numbers: list[int]) -> bytes:
     return b"".join(struct.pack("=HBBI", *step) for step in steps)
 
 
-# Files in memory count against no limit; CUDA's driver may need them all the same.
-CUDA = ("memfd_create",)
+# Files in memory count against no limit; CUDA's driver may need them all the same, and sockets.
+CUDA = ("memfd_create", "unix_sockets")
+NO_NUMBER = 0xFFFFFFFF
 
 
 def refuse(but: Collection[str] = ()) -> bool:
@@ -129,6 +134,7 @@ def refuse(but: Collection[str] = ()) -> bool:
     code = _program(
         known[0],
         CLONE[platform.machine()],
+        NO_NUMBER if "unix_sockets" in but else SOCKET[platform.machine()],
         sorted(n for name, n in known[1].items() if name not in but),
     )
     buffer = ctypes.create_string_buffer(code, len(code))

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ttkit.domains import check_device
 from ttkit.errors import UsageError
 from ttkit.tasks import Task
 from ttkit.verify.cache import Cache, verdict_key
@@ -44,7 +45,7 @@ class Verifier:
     that verdicts are kept in by content. `workers` candidates run at a time under the unpaired
     protocols, contended on purpose as in the paper; paired ones check side by side where there are
     cores for it and time one at a time, whatever its value. Raises UsageError for an unknown
-    protocol or a device that is not `cpu` or `cuda[:n]`.
+    protocol and a device that is neither `cpu` nor a `cuda[:n]` that is there.
     """
 
     def __init__(
@@ -56,9 +57,7 @@ class Verifier:
         workers: int = 1,
     ):
         self.protocol = protocol_named(protocol)
-        kind, _, index = device.partition(":")
-        if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
-            raise UsageError(f"unknown device {device!r}: it is cpu, cuda or cuda:<number>")
+        check_device(device)
         if workers < 1:
             raise UsageError(f"workers is {workers}: it must be 1 or more")
         self.device = device

@@ -25,6 +25,8 @@ from ttkit.verify.channel import BadMessage, Channel, ChannelClosed
 
 TEXT = 2000
 RELEASE_BYTES = 4 << 30
+# Objects that are looked through for a model's weights.
+OBJECTS = 10_000
 
 
 class OutputError(Exception):
@@ -128,7 +130,8 @@ class Runner:
         except TypeError as error:
             raise OutputError("output_structure", f"the output contains {error}") from None
         if shape_of(found) != shape_of(tree):
-            raise OutputError("output_structure", "the output is not built like the reference's")
+            text = f"it returned {_described(found)}, the reference returns {_described(tree)}"
+            raise OutputError("output_structure", text)
         for leaf, target, name in zip(leaves, targets, types_, strict=True):
             _check_leaf(leaf, target, name)
         with self._no_grad():
@@ -140,16 +143,21 @@ class Runner:
 
     def aliases(self, slot: int, which: int) -> bool:
         """Whether output `which` shares memory with the inputs of `slot`."""
-        inputs: list[torch.Tensor] = []
         outputs: list[torch.Tensor] = []
-        flatten(list(self.inputs[slot]), inputs)
         flatten(self.outputs[which], outputs)
-        spans = [_span(t) for t in inputs if t.numel()]
-        return any(
-            low < end and start < high
-            for start, end in (_span(t) for t in outputs if t.numel())
-            for low, high in spans
-        )
+        return overlap(list(self.inputs[slot]), outputs)
+
+
+def overlap(args: Any, outputs: list[torch.Tensor]) -> bool:
+    """Whether some of `outputs` shares memory with a tensor in `args`."""
+    inputs: list[torch.Tensor] = []
+    flatten(list(args), inputs)
+    spans = [_span(t) for t in inputs if t.numel()]
+    return any(
+        low < end and start < high
+        for start, end in (_span(t) for t in outputs if t.numel())
+        for low, high in spans
+    )
 
 
 def _span(tensor: torch.Tensor) -> tuple[int, int]:
@@ -164,6 +172,17 @@ def shape_of(tree: Any) -> Any:
     if "t" in tree:
         return "t"
     return {kind: [shape_of(item) for item in items] for kind, items in tree.items()}
+
+
+def _described(tree: Any) -> str:
+    """A tree in words."""
+    if "t" in tree:
+        return "a tensor"
+    if "v" in tree:
+        return "None" if tree["v"] is None else f"a plain {type(tree['v']).__name__}"
+    ((kind, items),) = tree.items()
+    inside = ", ".join(map(_described, items[:4])) + ", ..." * (len(items) > 4)
+    return f"a {'list' if kind == 'l' else 'tuple'} of {len(items)} ({inside})"
 
 
 def values_of(tree: Any) -> list[Any]:
@@ -224,8 +243,10 @@ def describe(error: BaseException, path: str) -> dict[str, Any]:
         name = "out of memory"
     elif isinstance(error, OSError) and error.errno == errno.EFBIG:
         name = "too much output"
+    if isinstance(error, OutputError):
+        return {"error": error.kind, "text": str(error)[:TEXT]}
     return {
-        "error": error.kind if isinstance(error, OutputError) else kind,
+        "error": kind,
         "text": f"{name}: {text[0] if text else 'no message'}"[:TEXT]
         + (f" (line {where[-1]})" if where else ""),
     }
@@ -282,11 +303,13 @@ class Candidate:
         self.reference = task.Model.forward.__code__
         self.runner = Runner(model_class, task, message["seed"], device)
         self.specs = message["weights"]
-        self.places: dict[str, torch.Tensor] | None = None if self.specs else {}
+        self.places: dict[str, list[torch.Tensor]] | None = None if self.specs else {}
+        self.unclear: list[str] = []
         if self.specs:
             self.weights = Arena(message["weights_size"], "cpu", fd=weights_fd)
         loaded = self._load_weights()
-        return {"weights_loaded": loaded, "changes": self.before.changes()}
+        changes = self.before.changes()
+        return {"weights_loaded": loaded, "weights_unclear": self.unclear, "changes": changes}
 
     def do_reweigh(self, message: dict[str, Any], _: list[int]) -> dict[str, Any]:
         """Take the weights that now lie in the shared memory."""
@@ -300,16 +323,18 @@ class Candidate:
         """
         if self.places is None:
             self.places = self._find_places()
-        with torch.no_grad():
-            for key, place in self.places.items():
-                place.copy_(self.weights.view(self.specs[key]))
+        for key, places in self.places.items():
+            for place in places:
+                # By way of `data`, so that no version tells that something was written.
+                place.data.copy_(self.weights.view(self.specs[key]))
         return list(self.places)
 
-    def _find_places(self) -> dict[str, torch.Tensor]:
+    def _find_places(self) -> dict[str, list[torch.Tensor]]:
         """The model's tensors for the reference's weights, by their names there.
 
-        Where names do not fit: by value, if just one tensor has it, since both models were built
-        from one seed. A model of whatever kind keeps its weights in attributes.
+        Where names do not fit: by value, since both models were built from one seed. Of as many
+        equal ones on both sides (biases of zeros) the first is for the first; a single weight has
+        all its copies. What else is equal is `unclear`, if it is of one value throughout.
         """
         assert self.runner is not None
         model = self.runner.model
@@ -317,14 +342,24 @@ class Candidate:
         with contextlib.suppress(AttributeError, TypeError):
             own = model.state_dict()
         if all(k in own and list(own[k].shape) == s["shape"] for k, s in self.specs.items()):
-            return {key: own[key] for key in self.specs}
-        found, tensors = {}, _tensors_within(model)
-        for key, spec in self.specs.items():
-            value = self.weights.view(spec).to(self.runner.device)
-            alike = [t for t in tensors if t.shape == value.shape and t.dtype == value.dtype]
-            equal = [t for t in alike if torch.equal(t, value)]
-            if len(equal) == 1:
-                found[key] = equal[0]
+            return {key: [own[key]] for key in self.specs}
+        found: dict[str, list[torch.Tensor]] = {}
+        tensors = tensors_within(model)
+        alike: dict[int, list[str]] = {}
+        values = {k: self.weights.view(s).to(self.runner.device) for k, s in self.specs.items()}
+        for key, value in values.items():
+            first = next((k for k in values if _equal(values[k], value)), key)
+            alike.setdefault(list(values).index(first), []).append(key)
+        for keys in alike.values():
+            value = values[keys[0]]
+            equal = [t for t in tensors if _equal(t, value)]
+            constant = bool((value == value.flatten()[:1]).all())
+            if len(keys) == len(equal):
+                found |= {key: [tensor] for key, tensor in zip(keys, equal, strict=True)}
+            elif equal and constant:
+                self.unclear += keys
+            elif len(keys) == 1 and equal:
+                found[keys[0]] = equal
         return found
 
     def do_bind(self, message: dict[str, Any], _: list[int]) -> dict[str, Any]:
@@ -385,19 +420,34 @@ class Candidate:
         return found
 
 
-def _tensors_within(value: Any, depth: int = 4) -> list[torch.Tensor]:
-    """The dense tensors that an object's attributes, lists and dictionaries hold, each once."""
-    if isinstance(value, torch.Tensor):
-        return [value] if value.layout is torch.strided else []
-    inside: list[Any] = []
-    if depth:
-        if isinstance(value, dict):
-            inside = list(value.values())
-        elif isinstance(value, (list, tuple)):
-            inside = list(value)
-        elif hasattr(value, "__dict__"):
-            inside = list(vars(value).values())
-    found = {id(t): t for item in inside for t in _tensors_within(item, depth - 1)}
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
+
+
+def tensors_within(value: Any) -> list[torch.Tensor]:
+    """The dense tensors that an object's attributes, modules, lists and dictionaries hold, each
+    once, in the order of their definition."""
+    found: dict[int, torch.Tensor] = {}
+    seen: dict[int, Any] = {}
+    waiting = [value]
+    while waiting and len(seen) < OBJECTS:
+        item = waiting.pop()
+        if id(item) in seen:
+            continue
+        seen[id(item)] = item
+        inside: list[Any] = []
+        if isinstance(item, torch.Tensor):
+            if item.layout is torch.strided:
+                found[id(item)] = item
+        elif isinstance(item, dict):
+            inside = list(item.values())
+        elif isinstance(item, (list, tuple)):
+            inside = list(item)
+        elif isinstance(item, torch.jit.ScriptModule):
+            inside = [*item.parameters(), *item.buffers()]
+        elif not isinstance(item, (type, types.ModuleType)) and hasattr(item, "__dict__"):
+            inside = list(vars(item).values())
+        waiting += reversed(inside)
     return list(found.values())
 
 
