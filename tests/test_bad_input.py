@@ -121,7 +121,7 @@ def test_hostile_candidates_cost_a_verdict_each_and_the_run_goes_on(hostile_mode
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        ("models/nothing", "needs models/nothing, and there is no such file or folder"),
+        ("models/nothing", "model is models/nothing, and there is no such folder"),
         ("splits", "splits is incomplete, it lacks config.json"),
     ],
 )

@@ -15,9 +15,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from ttkit.domains import check_device
 from ttkit.errors import UsageError
 from ttkit.minibench.corpus import contains_excluded, corpus, evaluation_chains
-from ttkit.policy import check_device, lean, load, lora_config, prompt_ids, stop_ids
+from ttkit.policy import lean, load, lora_config, prompt_ids, stop_ids
 from ttkit.pretrain import CHECKPOINT, DONE, Pretraining, build_tokenizer, pretrain
 
 SIZES = {"hidden": 16, "layers": 1, "heads": 2, "vocab": 400}
@@ -291,7 +292,7 @@ def test_bad_settings(policy, tmp_path):
         load(policy, dtype="float23")
     with pytest.raises(UsageError, match="unknown device 'gpu'"):
         load(policy, device="gpu")
-    with pytest.raises(UsageError, match="not supported"):
+    with pytest.raises(UsageError, match="unknown device 'meta'"):
         check_device("meta")
     with pytest.raises(UsageError, match="torch sees"):
         check_device(f"cuda:{torch.cuda.device_count()}")

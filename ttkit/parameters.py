@@ -13,6 +13,7 @@ import difflib
 import functools
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import ttkit
+from ttkit import domains
 from ttkit.errors import UsageError
 from ttkit.store import Code
 
@@ -27,7 +29,8 @@ SCALARS = {"int": int, "float": float, "str": str, "bool": bool}
 TYPES = (*SCALARS, "list[int]", "list[float]", "list[str]")
 
 # What runs a notebook and files its results decides no number in them.
-MACHINERY = {"cli", "__main__", "pipeline", "parameters", "store", "journal", "provenance"}
+MACHINERY = {"cli", "__main__", "pipeline", "parameters", "domains", "store", "journal"}
+MACHINERY |= {"provenance"}
 # Functions of finished tables: the rows in a journal do not depend on them.
 PURE = {"claims", "clusters", "dial", "findings", "hypothesis", "prefilter", "probe", "published"}
 PURE |= {"plots", "plots_claims", "plots_probe", "plots_ttt", "resample", "select", "stats"}
@@ -46,18 +49,23 @@ class Parameter:
     def check(self, value: Any, where: str) -> Any:
         """`value` in its canonical type (an int becomes a float where a float is declared).
 
-        Raises UsageError, naming `where` the value came from, for a wrong type.
+        Raises UsageError, naming `where` the value came from, for a wrong type and for a value
+        outside the parameter's domain (`ttkit.domains`).
         """
         kind, optional, _ = self.type.partition(" | None")
         if value is None and optional:
             return None
+        found: Any = None
         try:
             if not kind.startswith("list["):
-                return _scalar(kind, value)
-            if isinstance(value, list | tuple):
-                return [_scalar(kind[5:-1], item) for item in value]
+                found = _scalar(kind, value)
+            elif isinstance(value, list | tuple):
+                found = [_scalar(kind[5:-1], item) for item in value]
         except TypeError:
             pass
+        if found is not None:
+            domains.check(self.name, found, where)
+            return found
         hint = ""
         if "float" in kind and isinstance(value, str) and re.fullmatch(r"[-+]?\d+e[-+]?\d+", value):
             mantissa, exponent = value.split("e")
@@ -73,12 +81,11 @@ class Parameter:
         if kind != self.type and text.lower() in ("null", "none", ""):
             return None
         if kind == "str":
-            return text
+            return self.check(text, where)
         if kind == "float":
-            try:
-                return float(text)  # here 1e-5 is no trap
-            except ValueError:
-                return self.check(text, where)
+            with contextlib.suppress(ValueError):
+                return self.check(float(text), where)  # here 1e-5 is no trap
+            return self.check(text, where)
         if kind.startswith("list[") and not text.startswith("["):
             text = f"[{text}]"
         try:
@@ -95,7 +102,7 @@ class Parameter:
 def _scalar(kind: str, value: Any) -> Any:
     if kind == "float" and type(value) is int:
         return float(value)
-    if type(value) is not SCALARS[kind]:
+    if type(value) is not SCALARS[kind] or (isinstance(value, float) and not math.isfinite(value)):
         raise TypeError
     return value
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from ttkit.domains import check_together
 from ttkit.errors import InfraError, TtkitError, UsageError
 from ttkit.journal import acquire, count_rows, disk, release, to_json, write_atomic
 from ttkit.parameters import Notebook, code_of, load_notebooks, near, resolve, union
@@ -141,12 +142,18 @@ def run(
     root = folder.parent
     notebooks = load_notebooks(folder)
     path = Path(profile) if "/" in profile else folder / "profiles" / f"{profile}.yaml"
-    values = resolve(union(notebooks), path, overrides)
+    declared = union(notebooks)
+    values = resolve(declared, path, overrides)
     chosen = choose(notebooks, only, start_from)
+    defaults = {name: parameter.default for name, parameter in declared.items()}
+    check_together(defaults | values, [notebook.name for notebook in chosen], root)
     given = values.pop("run", None)
     out = root / (out or given or f"runs/{path.stem}")
     shown = _relative(out)
-    acquire(out / ".lock", f"the run {shown}")
+    try:
+        acquire(out / ".lock", f"the run {shown}")
+    except OSError as error:
+        raise UsageError(f"{shown} cannot be the folder of a run: {error.strerror}") from None
     try:
         write_atomic(out / "run.json", to_json({"profile": profile, "parameters": values}))
         executed: dict[str, float] = {}

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ttkit.domains import check_device
 from ttkit.errors import UsageError
 
 TINY_PARAMETERS = 1_000_000
@@ -158,21 +159,6 @@ def _plain_lora(model: Any) -> list[Any]:
         if not isinstance(layer, Linear) or layer.merged or layer.disable_adapters:
             return []
     return layers
-
-
-def check_device(device: str) -> None:
-    """Raises UsageError unless `device` is cpu, or a CUDA device that torch sees here."""
-    try:
-        kind, index = torch.device(device).type, torch.device(device).index
-    except RuntimeError:
-        raise UsageError(f"unknown device {device!r}: name cpu, cuda or cuda:1") from None
-    if kind not in ("cpu", "cuda"):
-        raise UsageError(f"device {device!r} is not supported: name cpu, cuda or cuda:1")
-    if kind == "cuda" and (index or 0) >= torch.cuda.device_count():
-        raise UsageError(
-            f"device {device!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA "
-            "devices here: use device=cpu, or install a CUDA build of torch on a GPU machine"
-        )
 
 
 def _check_model_dir(path: Path) -> None:

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from ttkit.domains import check_device
 from ttkit.errors import UsageError
 from ttkit.journal import disk, to_json, write_atomic
-from ttkit.policy import check_device
 
 PAD, SYSTEM, USER, ASSISTANT, END = "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
 CHAT_TEMPLATE = (
