@@ -1,6 +1,7 @@
 """What the notebooks measure of the claims: complete, right by hand, and honest where it fails."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from test_select import random_table, table
 
@@ -68,3 +69,53 @@ def test_hardly_any_correct_sample_says_so_in_every_finding():
     found = by_claim(findings.selection(samples, select.select(samples, [1, 3])))
     assert set(found) == set(SELECTION)
     assert np.isnan(found["sel_gap"].value) and "1 correct samples" in found["sel_gap"].note
+
+
+def probed(changes, tasks=6):
+    """A table of `probe.by_step` whose rho of each subset goes from -0.2 by `changes`."""
+    rows = [
+        {
+            **{"step": step, "subset": subset, "value": -0.2 + change, "lo": -0.4, "hi": 0.0},
+            **{"change": change, "change_lo": change - 0.1, "change_hi": change + 0.1},
+            **{"undefined": 0.0, "n": 96, "tasks": tasks},
+        }
+        for subset in ("all", "Q1")
+        for step, change in enumerate(changes)
+    ]
+    return pd.DataFrame(rows)
+
+
+def verdicts(found):
+    rules = claims.load_claims().set_index("id", drop=False)
+    return {f.claim: claims.judge(rules.loc[f.claim], f).verdict for f in found}
+
+
+def test_the_probe_claims_of_a_change_are_judged_by_the_change():
+    """That rho is negative at the last step says nothing of whether it fell."""
+    found = {f.claim: f for f in findings.over_sharpening(probed([0.0, -0.05, -0.02]))}
+    assert (found["probe_rho8"].value, found["probe_rho0"].value) == (-0.02, -0.2)
+    assert found["probe_q3"].value == -0.05 and "step 1 of 2" in found["probe_q3"].note
+    assert {f.n for f in found.values()} == {6} and {f.unit for f in found.values()} == {"task"}
+    said = verdicts(found.values())
+    assert (said["probe_rho8"], said["probe_q3"]) == ("UNDERPOWERED", "UNDERPOWERED")
+    assert verdicts(findings.over_sharpening(probed([0.0, -0.3])))["probe_rho8"] == "HOLDS"
+    assert verdicts(findings.over_sharpening(probed([0.0, 0.3])))["probe_rho8"] == "DIFFERS"
+    few = verdicts(findings.over_sharpening(probed([0.0, -0.3], tasks=2)))
+    assert few["probe_rho8"] == "UNDERPOWERED"  # two tasks are no sample, however many rows
+
+
+def test_the_transfer_claims_are_judged_by_the_paired_difference():
+    def pair(policy, place, difference):
+        return {
+            **{"policy": f"adapted on {policy}", "evaluated": place, "metric": "sample fast_1"},
+            **{"adapted": 0.1, "unadapted": 0.1 - difference, "difference": difference, "p": 0.1},
+            **{"lo": difference - 0.05, "hi": difference + 0.05, "tasks": 5, "n": 12, "k": 64},
+        }
+
+    pairs = pd.DataFrame([pair("B", "A", -0.1), pair("A", "B", 0.2), pair("level 1", "B", 0.5)])
+    found = findings.transfer(pairs, ["A", "B"], 3)
+    assert [(f.claim, f.value, f.n) for f in found] == [
+        ("transfer_12", 0.2, 5),
+        ("transfer_21", -0.1, 5),
+    ]
+    assert verdicts(found) == {"transfer_12": "DIFFERS", "transfer_21": "HOLDS"}

@@ -541,10 +541,35 @@ def test_a_budget_list_may_be_any_sequence():
 
 
 def test_a_strategy_does_not_differ_from_itself():
-    found = select.compare(select.select(random_table(9)), "random", "random")
+    found = select.compare(select.select(random_table(9)), "surprisal", "surprisal")
     assert (found["difference"], found["cohens_h"], found["wins"], found["losses"]) == (0, 0, 0, 0)
     assert found["p_sign"] == found["speedup_p_wilcoxon"] == found["speedup_p_permutation"] == 1
-    assert found["tasks_needed"] == np.inf
+    assert found["tasks_needed"] == np.inf and np.isnan(found["p_chance"])
+
+
+def test_a_pick_as_good_as_chance_is_seldom_called_different_from_it():
+    """One in eight samples is fast, whatever its likelihood: a pick lies below the expectation on
+    most tasks, which is no evidence."""
+    rng, called, tables = np.random.default_rng(0), 0, 150
+    for _ in range(tables):
+        rows = {
+            f"t{i}": [(rng.random(), 2.0 if rng.random() < 0.125 else 0.9) for _ in range(16)]
+            for i in range(20)
+        }
+        found = select.compare(select.select(table(rows), [1], ["nll_sum"]), second="random")
+        called += found["p_chance"] < 0.05
+        for name in ("p_sign", "speedup_p_wilcoxon", "speedup_p_permutation", "tasks_needed"):
+            assert np.isnan(found[name]), name
+    assert called <= 15  # at 5 % the chance of more is 0.4 %
+
+
+def test_picks_that_hit_where_chance_seldom_does_differ_from_it():
+    rows = {f"t{i}": [(9, 2.0)] + [(1, 0.9)] * 7 for i in range(6)}
+    picks = select.select(table(rows), [1], ["nll_sum"])
+    found = select.compare(picks, second="random")
+    assert found["p_chance"] == pytest.approx(0.125**6)
+    turned = select.compare(picks, "random", "surprisal")
+    assert turned["p_chance"] == found["p_chance"]
 
 
 def test_equal_expectations_tie_whatever_the_rounding():

@@ -805,3 +805,26 @@ def test_one_import_serves_a_notebook():
     assert all(hasattr(stats, name) for name in stats.__all__)
     assert stats.cohens_h is hypothesis.cohens_h
     assert stats.interval is resample.interval
+
+
+def test_the_chance_test_is_the_sum_over_all_outcomes():
+    chances = [0.1, 0.5, 0.25, 0.0, 1.0]
+    weight = {}
+    for hits in product((0, 1), repeat=5):
+        p = np.prod([c if hit else 1 - c for hit, c in zip(hits, chances, strict=True)])
+        weight[sum(hits)] = weight.get(sum(hits), 0) + p
+    mean = sum(chances)
+    for hits in ([0, 0, 0, 0, 1], [1, 1, 0, 0, 1], [1, 1, 1, 0, 1], [0.5, 0.5, 0, 0, 1]):
+        found, total = stats.chance_test(hits, chances), sum(hits)
+        more = sum(p for s, p in weight.items() if s >= total)
+        far = sum(p for s, p in weight.items() if abs(s - mean) >= abs(total - mean) - 1e-9)
+        assert found["p_one_sided"] == pytest.approx(more)
+        assert found["p_two_sided"] == pytest.approx(far) and found["n"] == 3
+    equal = stats.chance_test([1] * 8 + [0] * 12, [0.4] * 20)
+    assert equal["p_two_sided"] == pytest.approx(1)
+    truth = scipy.stats.binomtest(14, 20, 0.4, "greater").pvalue
+    found = stats.chance_test([1] * 14 + [0] * 6, [0.4] * 20)
+    assert found["p_one_sided"] == pytest.approx(truth)
+    for hits, odds in (([1], [0.5, 0.5]), ([2.0], [0.5]), ([1.0], [1.5]), ([np.nan], [0.5])):
+        with pytest.raises(UsageError):
+            stats.chance_test(hits, odds)

@@ -260,7 +260,13 @@ def _read_all(paths: dict[str, Path]) -> pd.DataFrame:
     for stage, path in paths.items():
         if not path.is_file():
             continue
-        table = pd.read_parquet(path)
+        try:
+            table = pd.read_parquet(path)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0].rstrip(".")
+            raise UsageError(
+                f"{path} cannot be read ({reason}): remove it and run its notebook again"
+            ) from None
         if set(table) != set(FINDING_COLUMNS):
             raise UsageError(
                 f"{path} must have the columns {', '.join(FINDING_COLUMNS)}; it has "
@@ -277,7 +283,7 @@ def _same_policy(run_dir: Path, sweep: Path) -> bool:
     """Whether every point of the sweep holds the adapter of the run's base policy."""
     try:
         points = json.loads((sweep / "sweep.json").read_text())["points"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
     mine = _policy(run_dir)
     return mine is not None and all(_policy(sweep / point) == mine for point in points)

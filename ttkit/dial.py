@@ -15,7 +15,7 @@ from ttkit import select, stats
 
 KEPT = (
     *("first", "second", "key", "k", "n", "fast_1_first", "fast_1_second"),
-    *("difference", "difference_lo", "difference_hi", "p_sign"),
+    *("difference", "difference_lo", "difference_hi", "p_sign", "p_chance"),
     *("speedup_ratio", "speedup_lo", "speedup_hi"),
 )
 

@@ -58,8 +58,9 @@ def numbers(samples: pd.DataFrame, key: str = "nll_sum", seed: int = 0) -> pd.Da
         rows.append(row | curve[curve["k"] == k].iloc[0][["value", "lo", "hi"]].to_dict())
     if samples["correct"].any():
         summary = select.summarise(select.select(samples, [1, 3], [key]), seed=seed)
+        most = samples["correct"].astype(bool).groupby(samples["task"]).sum().max()
         for strategy, ks in STRATEGIES.items():
-            for top in ks:
+            for top in (k for k in ks if k == 1 or k < most):
                 part = summary[(summary["strategy"] == strategy) & (summary["k"] == top)].iloc[0]
                 name = f"{strategy}, top {top}" if top > 1 else strategy
                 rows += _ends(part, name)

@@ -1,4 +1,4 @@
-"""What notebooks 02 and 04 measure of the published claims: from their tables to `Finding` rows.
+"""What notebooks 02, 04, 05 and 06 measure of the published claims: from tables to `Finding` rows.
 
 One unit is one task throughout. What the table at hand cannot answer is a finding without a value,
 and says why.
@@ -140,8 +140,60 @@ def _before(samples: pd.DataFrame, key: str, note: str, bootstrap: int, seed: in
 
 
 def _cost(samples: pd.DataFrame) -> Finding:
-    said = "no sample is drawn for selection; the k picks are timed again, which costs no token"
+    said = "by construction: selection draws no sample and asks no model; to time its picks again "
+    said += "costs no token"
     return Finding("cost_zero", 0.0, n=samples["task"].nunique(), note=said)
+
+
+def over_sharpening(table: pd.DataFrame) -> list[Finding]:
+    """The claims probe_* from the table of `ttkit.probe.by_step` (notebook 05).
+
+    Two are of the first step, two of the change since then, with the paired interval. The unit is a
+    task, since tasks are what the intervals resample.
+    """
+    at = table.set_index(["subset", "step"]).sort_index()
+    first, last = int(table["step"].min()), int(table["step"].max())
+    quarter = at.loc["Q1", "value"]
+    deepest = int(quarter.idxmin()) if quarter.notna().any() else last
+    found = []
+    for claim, subset, step, of in (
+        ("probe_rho0", "all", first, "rho"),
+        ("probe_rho8", "all", last, "its change"),
+        ("probe_q0", "Q1", first, "rho of the least likely quarter"),
+        ("probe_q3", "Q1", deepest, "its change there"),
+    ):
+        row, begun = at.loc[(subset, step)], at.loc[(subset, first)]
+        moved = "change" if of.startswith("its change") else "value"
+        ends = ("change_lo", "change_hi") if moved == "change" else ("lo", "hi")
+        note = f"{of} at step {step} of {last}"
+        if moved == "change":
+            note += f", from {begun['value']:.3f} to {row['value']:.3f}"
+        if claim == "probe_q3":
+            note += ", the deepest, chosen as such, which favours the claim"
+        note += f"; {row['n']:.0f} samples, rho undefined in {row['undefined']:.0%} of the draws; "
+        note += "incorrect samples have speedup 0"
+        value, low, high = (float(row[name]) for name in (moved, *ends))
+        found.append(Finding(claim, value, low, high, int(row["tasks"]), "task", note))
+    return found
+
+
+def transfer(pairs: pd.DataFrame, names: Sequence[str], step: int) -> list[Finding]:
+    """The claims transfer_* from the paired differences of notebook 06.
+
+    `names` are the subsets in order; `pairs` has the rows of `ttkit.transfer.paired` with the
+    columns policy ("adapted on subset 1") and evaluated ("subset 2").
+    """
+    found = []
+    for one, other in ((1, 2), (2, 1)):
+        policy, place = f"adapted on {names[one - 1]}", names[other - 1]
+        rows = pairs[(pairs["policy"] == policy) & (pairs["evaluated"] == place)]
+        row = rows[rows["metric"] == "sample fast_1"].iloc[0]
+        note = f"adapted {row['adapted']:.3f}, unadapted {row['unadapted']:.3f}, {row['n']} and "
+        note += f"{row['k']} samples a task; sign-flip p {row['p']:.2g}; step {step}"
+        value, low, high = (float(row[name]) for name in ("difference", "lo", "hi"))
+        claim = f"transfer_{one}{other}"
+        found.append(Finding(claim, value, low, high, int(row["tasks"]), "task", note))
+    return found
 
 
 def _gate(samples: pd.DataFrame, note: str) -> Finding:

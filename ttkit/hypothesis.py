@@ -40,6 +40,32 @@ def sign_test(wins: int, losses: int) -> Result:
     return {"n": wins + losses, "p_one_sided": one, "p_two_sided": two}
 
 
+def chance_test(hits: Values, chances: Values) -> Result:
+    """Exact test of whether picks hit more often than chance: one pick and one chance a task.
+
+    By chance each task's pick hits with its own probability, independently of the others, so the
+    number of hits is Poisson binomial. p_one_sided: of as many hits or more; p_two_sided: of a
+    number at least as far from the mean. A hit may be a share (ties resolved by expectation), which
+    makes the test conservative. n counts the tasks where chance decides. Raises UsageError for
+    unequal lengths or a probability outside 0..1.
+    """
+    found, given = np.asarray(hits, dtype=float), np.asarray(chances, dtype=float)
+    if found.shape != given.shape:
+        raise UsageError(f"one chance a pick: got {len(found)} picks and {len(given)} chances")
+    if not (
+        (found >= -NOISE) & (found <= 1 + NOISE) & (given >= -NOISE) & (given <= 1 + NOISE)
+    ).all():
+        raise UsageError("hits and chances are shares between 0 and 1")
+    pmf = np.ones(1)
+    for chance in np.clip(given, 0, 1):
+        pmf = np.convolve(pmf, [1 - chance, chance])
+    count, total, mean = np.arange(len(pmf)), found.sum(), given.sum()
+    more = pmf[count >= total - NOISE].sum()
+    far = pmf[np.abs(count - mean) >= abs(total - mean) - NOISE].sum()
+    undecided = int(((given > NOISE) & (given < 1 - NOISE)).sum())
+    return {"n": undecided, "p_one_sided": min(1.0, more), "p_two_sided": min(1.0, far)}
+
+
 def sign_test_power(n: int, p_win: float, p_loss: float, alpha: float = 0.05) -> float:
     """Probability that the two-sided sign test on n tasks comes out below `alpha`, exactly.
 

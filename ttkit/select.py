@@ -224,8 +224,13 @@ def compare(
     task with the exact sign test, and `stats.compare_paired` on the speedups. Three numbers of
     tasks would give a power of 80 %, were this run typical: `tasks_needed` to the sign test,
     `tasks_needed_t` to the paired t test of fast_1, `tasks_needed_speedup` to that of the log
-    speedups. n counts the tasks, `without` those that have no correct sample. Raises UsageError
-    when no task has one.
+    speedups. n counts the tasks, `without` those that have no correct sample.
+
+    `random` is an expectation, which a single pick lies above or below even if it is as good: the
+    sign, Wilcoxon and sign-flip tests do not hold against it and are nan. `p_chance`, two-sided, is
+    the exact `stats.chance_test` of fast_1 instead; between two picks it is nan.
+
+    Raises UsageError when no task has a correct sample.
     """
     one, two = _of(picks, first, key, k), _of(picks, second, key, k)
     pairs = one.add_suffix("_1").join(two.add_suffix("_2"), how="inner")
@@ -241,6 +246,12 @@ def compare(
     speed = stats.compare_paired(np.exp(both["log_speedup_1"]), np.exp(both["log_speedup_2"]), seed)
     h = stats.cohens_h(min(p1, 1.0), min(p2, 1.0), len(both), len(both))
     logs = both["log_speedup_1"] - both["log_speedup_2"]
+    p_chance = np.nan
+    if "random" in (first, second):
+        mine, chance = (both["fast_1_1"], both["fast_1_2"])[:: 1 if second == "random" else -1]
+        p_chance = stats.chance_test(mine, chance)["p_two_sided"]
+        sign, needed = dict.fromkeys(sign, np.nan), np.nan
+        speed |= {name: np.nan for name in speed if name.startswith("p_")}
     return {
         "first": first,
         "second": second,
@@ -259,6 +270,7 @@ def compare(
         "losses": losses,
         "p_sign": sign["p_two_sided"],
         "p_sign_one_sided": sign["p_one_sided"],
+        "p_chance": p_chance,
         "tasks_needed": needed,
         "tasks_needed_t": stats.tasks_needed_mean(gap),
         "tasks_needed_speedup": stats.tasks_needed_mean(logs),

@@ -25,6 +25,7 @@ from scipy import special
 
 from ttkit.errors import UsageError
 from ttkit.hypothesis import (
+    chance_test,
     cohens_h,
     compare_paired,
     correlation_p,
@@ -56,6 +57,7 @@ __all__ = [
     "Values",
     "best_of_k_weights",
     "bootstrap_mean",
+    "chance_test",
     "check",
     "clustered_bootstrap",
     "cohens_h",

@@ -418,3 +418,15 @@ def read_samples(path: str | Path) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         raise UsageError(f"the samples table {path} cannot be read: {error}") from None
     return check_samples(table)
+
+
+def at_temperature(samples: pd.DataFrame, temperature: float) -> pd.DataFrame:
+    """The rows that were sampled at `temperature`; raises UsageError where there is none."""
+    rows = samples[samples["temperature"] == temperature]
+    if rows.empty:
+        known = ", ".join(f"{t:g}" for t in sorted(samples["temperature"].unique()))
+        raise UsageError(
+            f"there are no samples at temperature {temperature:g}, only at {known or 'none'}: run "
+            "notebook 02 again with the same `temperatures`"
+        )
+    return rows
