@@ -159,10 +159,42 @@ def test_tasks_without_a_choice_are_named_and_nothing_is_dropped():
         ("id", "a1", "has id = 'a1': it must be another one for each sample of a task"),
         ("id", None, "lacks id: it must be a name"),
         ("task", None, "lacks task: it must be a name"),
+        ("task", "", "has task = '': it must be a name"),
+        ("task", ["a"], "has task = ['a']: it must be a name"),
+        ("id", {"a": 1}, "has id = {'a': 1}: it must be a name"),
+        ("correct", [True], "has correct = [True]: it must be true or false"),
+        ("nll_sum", 10**400, "it must be a finite number"),
+        ("speedup", 10**400, "it must be positive where correct"),
+        ("speedup", True, "has speedup = True: it must be positive where correct"),
+        ("speedup", "1.5", "has speedup = '1.5': it must be positive where correct"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_row(column, value, said):
     refused(changed(column, value), "row 2", said, "1 of 6 rows are like it")
+
+
+def test_log_probabilities_are_named_as_they_were_given():
+    table = samples().rename(columns={"nll_sum": "logprob_sum"})
+    refused(table, "row 0 (task a) has logprob_sum = 1.0", "it must be 0 or less")
+    table["logprob_sum"] = [-1.0, "x", -1.0, -1.0, -1.0, -1.0]
+    refused(table, "row 1 (task a) has logprob_sum = 'x': it must be a number")
+
+
+def test_a_lower_end_above_the_speedup_is_refused():
+    refused(samples(speedup_lo=1.05), "row 0 (task a) has speedup_lo = 1.05", "at most the speedup")
+
+
+def test_a_score_that_is_given_twice_is_read_once_and_that_is_said():
+    table = samples()
+    both = advise(table.assign(logprob_sum=-np.arange(1.0, 7.0)))
+    assert both.picks.equals(advise(table).picks)
+    assert "logprob_sum is left aside, since there is nll_sum" in both.notes
+    alone = table.drop(columns="nll_sum").assign(logprob_sum=-table["nll_sum"])
+    assert advise(alone.assign(cumulative_logprob=-1.0)).picks.equals(advise(table).picks)
+
+
+def test_few_tasks_are_said_to_be_few():
+    assert any("with 2 of them say next to nothing" in note for note in advise(samples()).notes)
 
 
 def test_a_speedup_of_an_incorrect_sample_means_nothing():

@@ -27,6 +27,7 @@ LOGPROBS = {
 }
 TRUTHS = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
 GATE = 1.0  # nats of nll_sum, the paper's
+FEW = 5  # tasks below which an interval deserves a warning
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,8 @@ def advise(table: pd.DataFrame, k: int = 3, by: str | None = None, seed: int = 0
         columns += ["speedup_gmean", "speedup_gmean_lo", "speedup_gmean_hi"]
         expected = select.summarise(scored, seed=seed)[columns]
         gains = _gains(scored, by, k, seed)
+        if (few := int((gate["n_correct"] > 0).sum())) < FEW:
+            notes.append(f"intervals resample tasks, and with {few} of them say next to nothing")
     elif verdicts:
         notes.append("without speedups the expected gain is unknown")
     counts = {
@@ -134,28 +137,36 @@ def _prepared(table: pd.DataFrame, by: str | None, notes: list[str]) -> tuple[pd
     """The columns that `ttkit.select` needs, checked; and the score."""
     if table.empty:
         raise UsageError("the table holds no samples")
-    table = table.assign(
-        **{new: _minus(table, old) for old, new in LOGPROBS.items() if old in table}
-    )
     if "task" not in table:
         raise UsageError("the table lacks the column task, the name of each sample's task")
-    known = [name for name in SCORES if name in table]
+    # Where each score is read from: its own column, or one of log-probabilities.
+    columns = {name: name for name in SCORES if name in table}
+    for old, new in LOGPROBS.items():
+        if old in table and columns.setdefault(new, old) != old:
+            notes.append(f"{old} is left aside, since there is {columns[new]}")
+    known = [name for name in SCORES if name in columns]
     if not known:
         wanted = ", ".join((*SCORES, *LOGPROBS))
         raise UsageError(f"the table has no score of the samples: give one of {wanted}")
     by = LOGPROBS.get(by, by) if by else known[0]
     if by not in known:
         raise UsageError(f"the table has no score {by!r}: it has {', '.join(known)}")
-    _refuse(table, table["task"].isna(), "task", "a name")
-    samples = pd.DataFrame({"task": table["task"].astype(str), by: _numbers(table, by)})
-    if by.startswith("nll"):
+    _refuse(table, ~table["task"].map(_is_name), "task", "a name")
+    score = _numbers(table, columns[by])
+    if columns[by] in LOGPROBS:
+        _refuse(table, score > 0, columns[by], "0 or less, as log-probabilities are")
+        score = -score
+    elif by.startswith("nll"):
         wanted = "0 or more (a log-probability goes into logprob_sum or logprob_mean)"
-        _refuse(table, samples[by] < 0, by, wanted)
+        _refuse(table, score < 0, by, wanted)
+    samples = pd.DataFrame({"task": table["task"].astype(str), by: score})
     samples["index"] = _ids(table, samples["task"])
     samples["correct"] = _truths(table, notes)
     samples["speedup"] = _speedups(table, samples["correct"], "speedup")
     lower = "speedup_lo" if "speedup_lo" in table else "speedup"
     samples["speedup_lo"] = _speedups(table, samples["correct"], lower)
+    above = samples["speedup_lo"] > samples["speedup"]
+    _refuse(table, above, lower, "at most the speedup, whose lower end it is")
     if "speedup" in table and lower == "speedup":
         notes.append("without speedup_lo a sample counts as fast by its point estimate")
     code = table["code"] if "code" in table else samples["task"] + "\n" + samples["index"]
@@ -186,10 +197,23 @@ def _some(names: list[str]) -> str:
     return f"{len(names)} tasks ({', '.join(names[:5])}{more})"
 
 
-def _minus(table: pd.DataFrame, name: str) -> pd.Series:
-    if pd.api.types.is_numeric_dtype(table[name]):
-        return -table[name]
-    return table[name].map(lambda v: -v if type(v) in (int, float) else v)
+def _is_name(value: Any) -> bool:
+    """Whether a cell can name something: text, or a number as files hold them; not nothing."""
+    if isinstance(value, float):
+        return bool(np.isfinite(value))
+    return isinstance(value, str | int | np.integer) and type(value) is not bool and value != ""
+
+
+def _is_number(value: Any) -> bool:
+    number = isinstance(value, int | float | np.number)
+    return number and not isinstance(value, bool | np.bool_)
+
+
+def _float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # a whole number that no float is near to
+        return np.inf
 
 
 def _refuse(table: pd.DataFrame, bad: pd.Series, name: str, wanted: str) -> None:
@@ -207,10 +231,8 @@ def _refuse(table: pd.DataFrame, bad: pd.Series, name: str, wanted: str) -> None
 
 def _numbers(table: pd.DataFrame, name: str) -> pd.Series:
     column = table[name]
-    if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
-        is_number = column.map(lambda v: isinstance(v, int | float) and not isinstance(v, bool))
-        _refuse(table, ~(is_number | column.isna()), name, "a number")
-    values = column.astype(float)
+    _refuse(table, ~(column.map(_is_number) | column.isna()), name, "a number")
+    values = column.map(_float)
     _refuse(table, ~np.isfinite(values), name, "a finite number")
     return values
 
@@ -220,7 +242,7 @@ def _ids(table: pd.DataFrame, tasks: pd.Series) -> pd.Series:
     name = next((c for c in ("id", "index") if c in table), None)
     if name is None:
         return tasks.groupby(tasks).cumcount().astype(str)
-    _refuse(table, table[name].isna(), name, "a name")
+    _refuse(table, ~table[name].map(_is_name), name, "a name")
     ids = table[name].astype(str)
     twice = pd.DataFrame({"task": tasks, "id": ids}).duplicated(keep="first")
     _refuse(table, twice, name, "another one for each sample of a task")
@@ -238,7 +260,8 @@ def _truths(table: pd.DataFrame, notes: list[str]) -> pd.Series:
     right = text.map(
         lambda v: TRUTHS.get(v) if isinstance(v, bool | np.bool_ | str | int) else None
     )
-    right = right.where(right.notna(), text.map({1.0: True, 0.0: False}))
+    numbers = text.map(lambda v: bool(v) if isinstance(v, float) and v in (0.0, 1.0) else None)
+    right = right.where(right.notna(), numbers)
     _refuse(table, right.isna(), "correct", "true or false")
     return right.astype(bool)
 
@@ -247,7 +270,8 @@ def _speedups(table: pd.DataFrame, right: pd.Series, name: str) -> pd.Series:
     """Speedups of the correct samples; those of others mean nothing and are left out."""
     if name not in table:
         return pd.Series(1.0, table.index).where(right)
-    values = pd.to_numeric(table[name], errors="coerce").where(right)
+    numbers = table[name].where(table[name].map(_is_number)).map(_float, na_action="ignore")
+    values = numbers.astype(float).where(right)
     _refuse(table, right & ~(np.isfinite(values) & (values > 0)), name, "positive where correct")
     return values
 
