@@ -60,6 +60,9 @@ def test_peaks_show_the_best_step_of_each_point_with_its_interval():
     assert [line.get_xdata()[0] for line in right.get_lines()] == [1.0, 2.0]
     assert [text.get_text() for text in right.get_yticklabels()] == ["dense", "sparse"]
     assert list(left.get_lines()[1].get_ydata()) == [0.1, 0.2, 0.6]
+    left.set_ylim(0.1, 0.2)
+    left.set_yticks([0.125, 0.15])
+    assert [text.get_text() for text in left.get_yticklabels()] == ["12.5%", "15%"]
     with pytest.raises(UsageError, match="the figure peaks needs the columns n"):
         plots_sweep.peaks(table.drop(columns="n"))
 
@@ -101,15 +104,18 @@ def test_temperatures_set_task_success_beside_the_picks():
 
 
 def test_claims_have_a_panel_each_and_an_arrow_for_an_open_interval():
+    names = ["sel_gap", "b", "c", "d"]
     found = pd.DataFrame(
-        [(f"seed={s}", c, 0.1 * s, 0.0, 0.5) for s in range(2) for c in ("a", "b", "c", "d")],
+        [(f"seed={s}", c, 0.1 * s, 0.0, 0.5) for s in range(2) for c in names],
         columns=["point", "claim", "value", "lo", "hi"],
     )
     found.loc[found["claim"] == "b", "hi"] = np.inf
     other = pd.DataFrame({"point": ["seed=0"], "k": [1]})  # of no claim, and left out
     figure = plots_sweep.claims(found, other)
     shown = [ax for ax in figure.axes if ax.axison]
-    assert [ax.get_title("left") for ax in shown] == ["a", "b", "c", "d"]
+    titles = [ax.get_title("left").split("\n") for ax in shown]
+    assert [title[0] for title in titles] == names
+    assert titles[0][1].startswith("fast_1 of the surprisal pick minus")  # what it measures
     arrows = [
         sum(len(line.get_xdata()) * (line.get_marker() == "^") for line in ax.get_lines())
         for ax in shown

@@ -50,6 +50,16 @@ Curves = Mapping[str, Curve]
 Marks = Mapping[str, Mapping[str, float]]
 
 
+def percent(share: float, _place: object = None) -> str:
+    """A tick's label: a share in percent, where ticks lie at halves with a decimal."""
+    return f"{100 * share:.3g}%"
+
+
+def percent_more(share: float, _place: object = None) -> str:
+    """As `percent`, of a difference: with its sign."""
+    return f"{100 * share:+.3g}%"
+
+
 def _check(figure: str, table: pd.DataFrame, *columns: str) -> None:
     if missing := [column for column in columns if column not in table]:
         raise UsageError(f"the figure {figure} needs the columns {', '.join(missing)} in its table")
@@ -79,7 +89,7 @@ def _axis(ax: Axes, which: str, label: str, speedups: Any = None) -> None:
     axis = ax.xaxis if which == "x" else ax.yaxis
     if speedups is None:
         limits = (min(-0.03, axis.get_data_interval()[0] - 0.05), 1.03)
-        axis.set(ticks=[0, 0.25, 0.5, 0.75, 1], major_formatter="{x:.0%}")
+        axis.set(ticks=[0, 0.25, 0.5, 0.75, 1], major_formatter=percent)
         ax.set(**{f"{which}lim": limits, f"{which}label": label})
         return
     known = np.append(np.asarray(speedups, dtype=float), 1.0)
@@ -181,7 +191,7 @@ def training(history: pd.DataFrame, window: int = 5) -> Figure:
         ax.plot(history["step"], mean, color=colour, lw=2)
         ax.set(title=label, xlabel="training step" if ax in axes[2:] else "")
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes[1].yaxis.set_major_formatter("{x:.0%}")
+    axes[1].yaxis.set_major_formatter(percent)
     axes[3].yaxis.set_major_formatter("{x:.3g}×")
     return fig
 

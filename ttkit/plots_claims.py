@@ -59,8 +59,10 @@ def evaluators(table: pd.DataFrame, unchanged: pd.DataFrame) -> Figure:
     names = list(dict.fromkeys(table["evaluator"]))
     numbers = list(dict.fromkeys(table["number"]))
     top = "unchanged programs (A/A)"
-    caption = f"""n = {table["n"].max():.0f} tasks. {RESAMPLED} First row: programs that did not
-        change, the truth is 0. Right: arithmetic mean as published, of the same picks."""
+    sizes = " to ".join(f"{n:.0f}" for n in sorted({table["n"].min(), table["n"].max()}))
+    caption = f"""n = {sizes} tasks, those that a number can be had of. {RESAMPLED} First row:
+        programs that did not change, the truth is 0. Right: arithmetic mean as published, of the
+        same picks."""
     height = 2.2 + 0.42 * (len(numbers) + 1)
     fig, (left, right) = _start("One set of samples, two evaluators", caption, height, 1, 2)
     for (i, name), (colour, marker) in zip(enumerate(names), EVALUATOR_LOOKS, strict=False):

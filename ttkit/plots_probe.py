@@ -25,6 +25,7 @@ from ttkit.plots import (
     VERMILION,
     _check,
     _start,
+    percent,
 )
 
 RHO = ("step", "subset", "value", "lo", "hi", "n", "tasks")
@@ -108,7 +109,7 @@ def transfer(matrix: pd.DataFrame) -> Figure:
     ax.set_xticks(range(len(columns)), [f"evaluated on\n{name}" for name in columns])
     ax.set_yticks(range(len(rows)), rows)
     ax.grid(False)
-    fig.colorbar(image, ax=ax, format="{x:.0%}", label="sample fast_1")
+    fig.colorbar(image, ax=ax, format=percent, label="sample fast_1")
     return fig
 
 

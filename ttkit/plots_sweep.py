@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ttkit.plots import DARK, LINES, MARKS, RESAMPLED, STRATEGIES, STYLE, _axis, _check, _start
+from ttkit.claims import load_claims
+from ttkit.plots import (
+    DARK,
+    LINES,
+    MARKS,
+    RESAMPLED,
+    STRATEGIES,
+    STYLE,
+    _axis,
+    _check,
+    _start,
+    percent,
+    percent_more,
+)
 from ttkit.trajectory import peak_step
 
 CURVES = {
@@ -35,7 +50,7 @@ def histories(history: pd.DataFrame, *_: pd.DataFrame) -> Figure:
         ax.set(xlabel="step (updates made)", title=label)
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if column != "entropy":
-            ax.yaxis.set_major_formatter("{x:.0%}")
+            ax.yaxis.set_major_formatter(percent)
     handles, labels = axes[0].get_legend_handles_labels()
     # What all points have in their names stands once above them.
     names = {label.partition("=")[0] for label in labels}
@@ -70,7 +85,7 @@ def peaks(history: pd.DataFrame, *_: pd.DataFrame) -> Figure:
         ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         ax.set_xlabel("step (updates made)")
     left.set_title("sample fast_1 (interval rule)")
-    left.yaxis.set_major_formatter("{x:.0%}")
+    left.yaxis.set_major_formatter(percent)
     right.set_title("best step")
     right.set_xlim(history["step"].min() - 0.3, history["step"].max() + 0.3)
     right.set_yticks(range(len(points)), [point.replace(",", "\n") for point in points], fontsize=8)
@@ -118,9 +133,9 @@ def temperatures(curves: pd.DataFrame, summary: pd.DataFrame, *_: pd.DataFrame) 
     success = curves[curves["metric"] == "task_success"]
     largest = int(success["k"].max())
     one = summary[(summary["k"] == 1) & summary["key"].isin(["", "nll_sum"])]
-    caption = f"""One policy, sampled at each temperature. n = {one["tasks"].min()} to
-        {one["tasks"].max()} tasks with a correct sample at the right. {RESAMPLED} Score: nll_sum,
-        one pick."""
+    tasks = " to ".join(map(str, sorted({one["tasks"].min(), one["tasks"].max()})))
+    caption = f"""One policy, sampled at each temperature. At the right n = {tasks} tasks with a
+        correct sample. {RESAMPLED} Score: nll_sum, one pick."""
     fig, axes = _start("More samples and selection, by temperature", caption, 4.0, 1, 2)
     ends = ["value", "lo", "hi"]
     lines = [(f"K = {k}", success[success["k"] == k], ends) for k in (1, largest)]
@@ -156,7 +171,8 @@ def claims(findings: pd.DataFrame, *others: pd.DataFrame) -> Figure:
         itself, an arrow where it has no end; where points lie further apart than their bars, the
         bars leave something out.{f" Without a value: {', '.join(silent)}." if silent else ""}"""
     title = "What each run of a sweep found"
-    fig, axes = _start(title, caption, 1.4 + 1.7 * rows, rows, columns)
+    fig, axes = _start(title, caption, 1.4 + 2.0 * rows, rows, columns)
+    measured = load_claims().set_index("id")["measured"]
     for ax, name in zip(axes, names, strict=False):
         part = every[every["claim"] == name].set_index("point").reindex(points)
         x = np.arange(len(points))
@@ -167,7 +183,8 @@ def claims(findings: pd.DataFrame, *others: pd.DataFrame) -> Figure:
         ax.vlines(x, lo, np.minimum(hi, top), color=DARK, lw=1.2)
         ax.plot(x[np.isposinf(hi)], np.full(np.isposinf(hi).sum(), top), "^", color=DARK, ms=6)
         ax.plot(x, value, "o", color=LINES[0], ms=6)
-        ax.set_title(name)
+        said = textwrap.shorten(measured.get(name, ""), 120, placeholder=" ...")
+        ax.set_title(f"{name}\n{textwrap.fill(said, 36)}", fontsize=8)
         ax.set_xticks(x, points, fontsize=8, rotation=30 if len(points) > 3 else 0)
     for ax in axes[len(names) :]:
         ax.set_axis_off()
@@ -211,7 +228,7 @@ def dial(table: pd.DataFrame, *_: pd.DataFrame, by: str = "expert_share") -> Fig
             ax.set_title(title)
         pair[0].axhline(0, color=DARK, lw=1, ls=":", zorder=1)
         pair[0].set_ylabel("difference in fast_1")
-        pair[0].yaxis.set_major_formatter("{x:+.0%}")
+        pair[0].yaxis.set_major_formatter(percent_more)
         _axis(pair[1], "y", "ratio of geometric-mean speedups", part[speeds])
     for ax in axes[2:]:
         ax.set_xlabel(f"{by} (log scale)")

@@ -17,11 +17,12 @@ from ttkit.plots import (
     RESAMPLED,
     STYLE,
     VERMILION,
-    _axis,
     _check,
     _curves,
     _label_ends,
     _start,
+    percent,
+    percent_more,
 )
 from ttkit.trajectory import NoLearning
 
@@ -82,7 +83,7 @@ def trajectory(
     )
     left.set(xlabel="step (updates made)", ylabel="sample fast_1 (interval rule)")
     left.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    left.yaxis.set_major_formatter("{x:.0%}")
+    left.yaxis.set_major_formatter(percent)
     left.set_ylim(0, max(steps["hi"].max(), fresh["hi"].max(), band.hi) * 1.6 + 0.02)
     left.legend(loc="upper left", fontsize=8, frameon=False, ncols=2)
     right.set(xlabel="rollouts a task", ylabel="share of tasks with a fast sample")
@@ -141,12 +142,16 @@ def regime(table: pd.DataFrame, threshold: float = 0.3) -> Figure:
     fig, (ax,) = _start("Gain of the adapted policy, by base coverage", caption, 4.0)
     ends = (table["gain"] - table["lo"], table["hi"] - table["gain"])
     ax.errorbar(table["coverage"], table["gain"], ends, fmt="o", color=BLUE, ms=7, elinewidth=1.4)
-    for (coverage, gain), part in table.groupby(["coverage", "gain"]):
-        names = "\n".join(part["task"])  # tasks at one place share a label
-        ax.annotate(names, (coverage, gain), (5, 5), textcoords="offset points", fontsize=8)
     ax.axhline(0, color=DARK, lw=1, ls=":")
     ax.axvline(threshold, color=BLACK, lw=1, ls="--")
-    _axis(ax, "x", "base coverage: share of the base policy's samples that are fast")
+    ax.set_xlabel("base coverage: share of the base policy's samples that are fast")
+    ax.xaxis.set_major_formatter(percent)
+    ax.set_xlim(-0.02, min(1.02, 1.15 * max(threshold, table["coverage"].max())))
+    labels = [  # tasks at one place share a label
+        (gain, coverage, ", ".join(part["task"].str.rpartition(":")[2]), BLUE)
+        for (coverage, gain), part in table.groupby(["coverage", "gain"])
+    ]
+    _label_ends(ax, labels, 0.07)
     ax.set_ylabel("gain in sample fast_1 (fresh samples)")
-    ax.yaxis.set_major_formatter("{x:+.0%}")
+    ax.yaxis.set_major_formatter(percent_more)
     return fig
