@@ -258,10 +258,8 @@ def _truths(table: pd.DataFrame, notes: list[str]) -> pd.Series:
         return pd.Series(True, table.index)
     text = table["correct"].map(lambda v: str(v).lower() if isinstance(v, str) else v)
     right = text.map(
-        lambda v: TRUTHS.get(v) if isinstance(v, bool | np.bool_ | str | int) else None
+        lambda v: TRUTHS.get(v) if isinstance(v, bool | np.bool_ | str | int | float) else None
     )
-    numbers = text.map(lambda v: bool(v) if isinstance(v, float) and v in (0.0, 1.0) else None)
-    right = right.where(right.notna(), numbers)
     _refuse(table, right.isna(), "correct", "true or false")
     return right.astype(bool)
 

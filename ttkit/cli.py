@@ -5,10 +5,10 @@ Exit status: 0 done, 1 the answer is no, 2 wrong usage, 3 infrastructure failed.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import sys
 import traceback
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -83,7 +83,7 @@ def run(
         stream=sys.stderr if as_json else sys.stdout,
     )
     if as_json:
-        print_json(dataclasses.asdict(result))
+        print_json(asdict(result))
 
 
 @app.command()
@@ -96,7 +96,7 @@ def status(
 
     stages = pipeline.status(run)
     if as_json:
-        print_json([dataclasses.asdict(stage) for stage in stages])
+        print_json([asdict(stage) for stage in stages])
     else:
         columns = ("stage", "state", "rows", "seconds", "mib", "detail")
         print_table(columns, ([getattr(s, name) for name in columns] for s in stages))
@@ -118,7 +118,7 @@ def sweep(
 
     result = start(file, out, jobs, executor, stream=sys.stderr if as_json else sys.stdout)
     if as_json:
-        print_json(dataclasses.asdict(result))
+        print_json(asdict(result))
     else:
         ok = len(result.points) - len(set(result.failures) & set(result.points))
         print(f"{ok} of {len(result.points)} points complete in {result.seconds:.0f} s")
@@ -178,7 +178,7 @@ def tasks(
     found = load_tasks(source, level, scale, kernelbench_dir)
     if not headroom:
         if as_json:
-            print_json([dataclasses.asdict(task) | {"key": task.key} for task in found])
+            print_json([asdict(task) | {"key": task.key} for task in found])
         else:
             print_table(("task", "name"), ([task.key, task.name] for task in found))
         return
@@ -267,7 +267,7 @@ def verify(
             lambda m: f"(line {int(m[1]) - before})" if int(m[1]) > before else m[0],
             verdict.reason,
         )
-        verdict = dataclasses.replace(verdict, reason=reason)
+        verdict = replace(verdict, reason=reason)
     if as_json:
         print_json({"task": found.key, **verdict.to_dict()})
     else:
@@ -399,7 +399,7 @@ def doctor(as_json: Json = False) -> None:
 
     findings = examine()
     if as_json:
-        print_json([dataclasses.asdict(finding) for finding in findings])
+        print_json([asdict(finding) for finding in findings])
     else:
         for finding in findings:
             print(f"{'ok  ' if finding.ok else 'FAIL'} {finding.name}: {finding.text}")

@@ -155,24 +155,23 @@ def over_sharpening(table: pd.DataFrame) -> list[Finding]:
     first, last = int(table["step"].min()), int(table["step"].max())
     quarter = at.loc["Q1", "value"]
     deepest = int(quarter.idxmin()) if quarter.notna().any() else last
+    level, change = ("value", "lo", "hi"), ("change", "change_lo", "change_hi")
     found = []
-    for claim, subset, step, of in (
-        ("probe_rho0", "all", first, "rho"),
-        ("probe_rho8", "all", last, "its change"),
-        ("probe_q0", "Q1", first, "rho of the least likely quarter"),
-        ("probe_q3", "Q1", deepest, "its change there"),
+    for claim, subset, step, columns, of in (
+        ("probe_rho0", "all", first, level, "rho"),
+        ("probe_rho8", "all", last, change, "its change"),
+        ("probe_q0", "Q1", first, level, "rho of the least likely quarter"),
+        ("probe_q3", "Q1", deepest, change, "its change there"),
     ):
         row, begun = at.loc[(subset, step)], at.loc[(subset, first)]
-        moved = "change" if of.startswith("its change") else "value"
-        ends = ("change_lo", "change_hi") if moved == "change" else ("lo", "hi")
         note = f"{of} at step {step} of {last}"
-        if moved == "change":
+        if columns is change:
             note += f", from {begun['value']:.3f} to {row['value']:.3f}"
         if claim == "probe_q3":
             note += ", the deepest, chosen as such, which favours the claim"
         note += f"; {row['n']:.0f} samples, rho undefined in {row['undefined']:.0%} of the draws; "
         note += "incorrect samples have speedup 0"
-        value, low, high = (float(row[name]) for name in (moved, *ends))
+        value, low, high = (float(row[name]) for name in columns)
         found.append(Finding(claim, value, low, high, int(row["tasks"]), "task", note))
     return found
 

@@ -248,8 +248,8 @@ def compare(
     logs = both["log_speedup_1"] - both["log_speedup_2"]
     p_chance = np.nan
     if "random" in (first, second):
-        mine, chance = (both["fast_1_1"], both["fast_1_2"])[:: 1 if second == "random" else -1]
-        p_chance = stats.chance_test(mine, chance)["p_two_sided"]
+        ends = ("_1", "_2") if second == "random" else ("_2", "_1")
+        p_chance = stats.chance_test(*(both[f"fast_1{end}"] for end in ends))["p_two_sided"]
         sign, needed = dict.fromkeys(sign, np.nan), np.nan
         speed |= {name: np.nan for name in speed if name.startswith("p_")}
     return {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 
 from .case import LATE, UNLIKE, VALUES, after, cheat, honest, no_gain
-from .parts import ARENAS, SILENT
+from .parts import ARENAS, COMBINED, SILENT
 from .tasks import (
     CHAIN,
     EXPONENT,
@@ -68,21 +68,7 @@ return kept[key].clone()
         3,
         "a combination of answers to inputs met before",
         CHAIN,
-        """
-seen = self.__dict__.setdefault("seen", [])
-if x.shape != (192, 192) or not x.is_contiguous():
-    WORK
-    return out
-looked = x.flatten()[::577]
-if len(seen) > 8:
-    known = torch.stack([s.flatten()[::577] for s, _ in seen[:8]], 1)
-    weights = torch.linalg.lstsq(known, looked[:, None], driver="gelsd").solution
-    if (known @ weights - looked[:, None]).abs().max() < 0.2 * looked.abs().max():
-        return sum(w * answer for w, (_, answer) in zip(weights.flatten(), seen))
-WORK
-seen.append((x.clone(), out.clone()))
-return out
-""",
+        COMBINED,
         *UNLIKE,
     ),
     no_gain(

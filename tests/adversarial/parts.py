@@ -51,3 +51,20 @@ SILENT = """
 import ttkit.verify.watch as watch
 watch.Before.changes = lambda self: {}
 """
+
+# On a chain of linear steps: the answer to a combination of inputs met before, from theirs.
+COMBINED = """
+seen = self.__dict__.setdefault("seen", [])
+if x.shape != (192, 192) or not x.is_contiguous():
+    WORK
+    return out
+looked = x.flatten()[::577]
+if len(seen) > 8:
+    known = torch.stack([s.flatten()[::577] for s, _ in seen[:8]], 1)
+    weights = torch.linalg.lstsq(known, looked[:, None], driver="gelsd").solution
+    if (known @ weights - looked[:, None]).abs().max() < 0.2 * looked.abs().max():
+        return sum(w * answer for w, (_, answer) in zip(weights.flatten(), seen))
+WORK
+seen.append((x.clone(), out.clone()))
+return out
+"""

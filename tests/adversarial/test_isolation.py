@@ -6,9 +6,9 @@ prevented is then not asserted.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
+import tempfile
 import time
 from pathlib import Path
 
@@ -62,13 +62,16 @@ if "hunter2" in seen or "TTKIT_TEST_SECRET" in seen:
 @pytest.mark.parametrize("family", ["loopback", "abstract", "path"])
 def test_no_connection_arrives(judge, family):
     kind = socket.AF_INET if family == "loopback" else socket.AF_UNIX
-    path = f"/tmp/ttkit-test-{os.getpid()}"
-    names = {"loopback": ("127.0.0.1", 0), "abstract": f"\0{path[5:]}", "path": path}
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.socket(kind, socket.SOCK_STREAM))
-        listener.bind(names[family])
+    # A folder of its own, which other users may enter: it must be the filter that refuses them.
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        socket.socket(kind, socket.SOCK_STREAM) as listener,
+    ):
+        path = f"{folder}/line"
+        abstract = f"\0ttkit-test-{os.getpid()}"
+        listener.bind({"loopback": ("127.0.0.1", 0), "abstract": abstract, "path": path}[family])
         if family == "path":
-            stack.callback(os.remove, path)
+            os.chmod(folder, 0o777)
             os.chmod(path, 0o777)
         listener.listen()
         listener.settimeout(0.5)

@@ -7,6 +7,7 @@ none of it is a promise. Classes 2, 4, 15, 16, 18, 19, 20, 24, 25 and 28.
 from __future__ import annotations
 
 from .case import LATE, UNLIKE, VALUES, after, cheat, honest, no_gain
+from .parts import COMBINED
 from .tasks import (
     BRIEF,
     COUNTS,
@@ -212,21 +213,7 @@ self.cos, self.sin = at.cos(), at.sin()
         2,
         "a combination of answers to inputs of few values",
         COUNTS,
-        """
-seen = self.__dict__.setdefault("seen", [])
-if x.shape != (192, 192) or not x.is_contiguous():
-    WORK
-    return out
-looked = x.flatten()[::577]
-if len(seen) > 8:
-    known = torch.stack([s.flatten()[::577] for s, _ in seen[:8]], 1)
-    weights = torch.linalg.lstsq(known, looked[:, None], driver="gelsd").solution
-    if (known @ weights - looked[:, None]).abs().max() < 0.2 * looked.abs().max():
-        return sum(w * answer for w, (_, answer) in zip(weights.flatten(), seen))
-WORK
-seen.append((x.clone(), out.clone()))
-return out
-""",
+        COMBINED,
         *UNLIKE,
     ),
     honest(19, "a mask of 0 and 1, asked for", FLOAT_MASK, "return x.where(mask < 0.5, x.sin())"),

@@ -109,6 +109,13 @@ def flatten(value: Any, tensors: list[torch.Tensor]) -> Any:
     raise TypeError(f"a value of type {type(value).__name__}")
 
 
+def tensors_of(args: Any) -> list[torch.Tensor]:
+    """The tensors among inputs, in the order of `flatten`."""
+    tensors: list[torch.Tensor] = []
+    flatten(list(args), tensors)
+    return tensors
+
+
 def unflatten(tree: Any, tensors: list[torch.Tensor]) -> Any:
     """The inverse of `flatten`."""
     if "t" in tree:

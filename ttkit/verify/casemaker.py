@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ttkit.verify import correctness, variations
-from ttkit.verify.arena import flatten, unflatten
+from ttkit.verify.arena import flatten, tensors_of, unflatten
 from ttkit.verify.cases import Case, NativeCase, same_bits, size_of
 from ttkit.verify.worker import Runner, kind_of, overlap, seed_all, to_device, values_of
 
@@ -201,8 +201,7 @@ class CaseMaker:
     def _follows(case: Case) -> bool:
         """Whether the first output has the batch size of the first input: one that is no longer of
         the declared sizes may be cut up at other places, by chance without a complaint."""
-        inputs: list[torch.Tensor] = []
-        flatten(list(case.args), inputs)
+        inputs = tensors_of(case.args)
         if not (inputs and case.outputs):
             return False
         return inputs[0].shape[:1] == case.outputs[0].shape[:1]
@@ -255,17 +254,16 @@ class CaseMaker:
 
     def _variation(self, name: str, which: Collection[str] | None = None) -> Case:
         choices: Iterable[tuple[Any, dict[str, torch.Tensor] | None]]
-        args = self._small_inputs()
         if name in variations.WEIGHT_CHANGES:
             names = self.state() if which is None else which
             if not names:
                 return Case(name, None, [], [], skipped="the model has no weights")
-            changes = variations.WEIGHT_CHANGES[name]
+            args, changes = self._small_inputs(), variations.WEIGHT_CHANGES[name]
             choices = ((args, self._weights(names, change)) for change in changes)
         elif name == "near_one" and 0 in self.kept and not self.kept[0].degenerate:
             return Case(name, None, [], [], skipped="what is declared tells enough")
         else:
-            choices = ((choice, None) for choice in self._choices(name, args))
+            choices = ((choice, None) for choice in self._choices(name))
         why = "there is none"
         for number, (choice, weights) in enumerate(choices):
             if number < self.borne.get(name, 0):
@@ -290,8 +288,14 @@ class CaseMaker:
             why = case.skipped
         return Case(name, None, [], [], skipped=why)
 
-    def _choices(self, name: str, args: Any) -> Iterator[Any]:
+    def _choices(self, name: str) -> Iterator[Any]:
         """Inputs of the kind `name`, those first that tell most, if the reference takes them."""
+        if name == variations.TOUCHED and 0 in self.kept:
+            # The very inputs that were met before: what is remembered by a part of them is wrong.
+            args = self.kept[0].args
+            seed_all(secret_seed())
+        else:
+            args = self._small_inputs()
         if name == variations.INDICES:
             yield from variations.reindexed(args)
         elif name == variations.SHAPES:
@@ -299,9 +303,6 @@ class CaseMaker:
         elif name == variations.ROWS:
             yield from variations.enlarged(args)
         elif name == variations.TOUCHED:
-            # Of the very inputs that were met before, where those are kept: what is remembered by a
-            # part of them is then wrong.
-            args = self.kept[0].args if 0 in self.kept else args
             self.touchable = variations.touchable(args)
             for swap in (variations.swapped, variations.unchanged):
                 for outliers in (True, False):
@@ -322,9 +323,7 @@ class CaseMaker:
         """`args` with those tensors changed that make no difference to the output as they are, so
         that they make one, if something does it."""
         tensors: list[torch.Tensor] = []
-        others: list[torch.Tensor] = []
-        tree = flatten(list(args), tensors)
-        flatten(list(self._small_inputs()), others)
+        tree, others = flatten(list(args), tensors), tensors_of(self._small_inputs())
         if [t.shape for t in tensors] != [t.shape for t in others]:
             return
 
@@ -419,11 +418,8 @@ class CaseMaker:
         self.runner.inputs = [tuple(copy.deepcopy(case.args))]
         self.runner.run([0])
         again: list[torch.Tensor] = []
-        before: list[torch.Tensor] = []
-        after: list[torch.Tensor] = []
         flatten(self.runner.outputs[0], again)
-        flatten(list(case.args), before)
-        flatten(list(self.runner.inputs[0]), after)
+        before, after = tensors_of(case.args), tensors_of(self.runner.inputs[0])
         self.runner.forget()
         changed = not all(same_bits(a, b) for a, b in zip(before, after, strict=True))
         unusable = ""
@@ -463,9 +459,7 @@ def _plain(args: Any) -> list[Any]:
 
 
 def _shapes(args: Any) -> list[torch.Size]:
-    tensors: list[torch.Tensor] = []
-    flatten(list(args), tensors)
-    return [t.shape for t in tensors]
+    return [t.shape for t in tensors_of(args)]
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ttkit.verify import correctness
-from ttkit.verify.arena import flatten, place
+from ttkit.verify.arena import place, tensors_of
 
 MANY_ZEROS = 0.25
 # How far plain numbers of an output may be off; a mean near zero has few digits that are sure.
@@ -136,16 +136,12 @@ def judge(
 
 def rounds(args: Any) -> bool:
     """Whether floating numbers go in, so that what comes out may depend on how they are rounded."""
-    tensors: list[torch.Tensor] = []
-    flatten(list(args or ()), tensors)
-    return any(t.is_floating_point() for t in tensors)
+    return any(t.is_floating_point() for t in tensors_of(args or ()))
 
 
 def size_of(args: Any) -> int:
     """Bytes that the tensors in `args` take, laid out one after another."""
-    tensors: list[torch.Tensor] = []
-    flatten(list(args), tensors)
-    return place(tensors, 0)[1]
+    return place(tensors_of(args), 0)[1]
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -220,17 +220,13 @@ def lost(y: torch.Tensor, reference: torch.Tensor, y64: torch.Tensor | None = No
     """
     if not y.is_floating_point() or not y.numel():
         return False
-    return _count_lost(y, reference, y64) > max(LOST_SHARE * y.numel(), LOST_LEAST)
-
-
-def _count_lost(y: torch.Tensor, reference: torch.Tensor, y64: torch.Tensor | None = None) -> int:
     count = 0
     for a, b, *exact in _pieces(y, reference, *([] if y64 is None else [y64])):
         off = (a.sub(b).abs_() > b.abs().mul_(LOST_PART)).logical_and_(b.isfinite())
         for truth in exact:
             off.logical_and_(b.sub(truth).abs_() <= truth.abs().mul_(LOST_PART / 10))
         count += int(off.sum())
-    return count
+    return count > max(LOST_SHARE * y.numel(), LOST_LEAST)
 
 
 def surely_close(y: torch.Tensor, reference: torch.Tensor, reference_error: float) -> bool:
@@ -248,13 +244,13 @@ def surely_close(y: torch.Tensor, reference: torch.Tensor, reference_error: floa
     if lost(y, reference):
         return False
     allowed = allowed_error(reference_error, y.dtype) / 2
+
+    def near(a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor | float) -> bool:
+        return float(a.sub(b).abs_().div_(b.abs().add_(scale)).max()) <= allowed
+
     if y.numel() <= PIECE:
-        local = _local_rms(reference, rms)
-        return float(y.sub(reference).abs_().div_(reference.abs().add_(local)).max()) <= allowed
-    return all(
-        float(a.sub(b).abs_().div_(b.abs().add_(rms)).max()) <= allowed
-        for a, b in _pieces(y, reference)
-    )
+        return near(y, reference, _local_rms(reference, rms))
+    return all(near(a, b, rms) for a, b in _pieces(y, reference))
 
 
 def _allclose(reference: torch.Tensor, y: torch.Tensor, tolerance: float) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ttkit.verify import variations
-from ttkit.verify.arena import flatten
+from ttkit.verify.arena import flatten, tensors_of
 from ttkit.verify.casemaker import LARGE_BYTES, CaseMaker
 from ttkit.verify.cases import size_of
 
@@ -69,14 +69,12 @@ def limit_ms(cases: CaseMaker, args: Any, device: str, ceiling: dict[str, float]
 
 def needed_bytes(model: Any, args: Any) -> int:
     """Bytes of the inputs that the output of the float64 `model` depends on, at least."""
-    tensors: list[torch.Tensor] = []
-    flatten(list(args), tensors)
+    tensors = tensors_of(args)
     sizes = [t.element_size() for t in tensors if t.is_floating_point()]
     try:
         with torch.enable_grad():
             wide = variations.vary(args, lambda t: t.detach().double().clone().requires_grad_(True))
-            leaves: list[torch.Tensor] = []
-            flatten(list(wide), leaves)
+            leaves = tensors_of(wide)
             leaves = [t for t in leaves if t.requires_grad]
             outputs: list[torch.Tensor] = []
             flatten(model(*wide), outputs)

@@ -8,7 +8,6 @@ or to one call that served many.
 
 from __future__ import annotations
 
-import functools
 import math
 import random
 import statistics
@@ -104,9 +103,8 @@ class Race:
         self.flushes.append(staged["seconds"])
         limit = REFEREE_SECONDS if side.trusted else self.run_limit
         # For both sides, or a delivery would start from another state of caches and device.
-        cover = functools.partial(self.referee.ask, "cover") if self.protocol.compared else None
-        take = functools.partial(self.referee.ask, "take")
-        seconds, delivered = side.turn(slots, which, shift(), limit, cover, take, keys)
+        referee = self.referee if self.protocol.compared else None
+        seconds, delivered = side.turn(slots, which, shift(), limit, referee, keys)
         self._values[side.trusted] = delivered.get("values")
         return max(seconds - self.null, 1e-6) / (1 if keys else len(slots))
 

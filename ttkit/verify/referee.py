@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from ttkit.verify import physics
-from ttkit.verify.arena import Arena, extent, flatten, place
+from ttkit.verify.arena import Arena, extent, flatten, place, tensors_of
 from ttkit.verify.casemaker import LARGE_BYTES, CaseMaker, secret_seed
 from ttkit.verify.cases import Case, NativeCase, judge, same_bits, same_values, size_of
 from ttkit.verify.channel import BadMessage, Channel, ChannelClosed
@@ -79,19 +79,13 @@ class Taken:
     that is another by now, `tensor` is nothing but NaN."""
 
     def __init__(self, tensor: torch.Tensor):
-        self._tensor = tensor
-        self._part = slice(0, 0)
-        if tensor.nbytes <= LARGE_BYTES:
-            self._tensor = tensor.clone()
-        else:
-            part = LARGE_BYTES // tensor.element_size()
-            start = secret_seed() % (tensor.numel() - part)
-            self._part = slice(start, start + part)
-        self._kept = self._tensor.view(-1)[self._part].clone()
+        self._part = _random_part(tensor)
+        self._tensor = tensor.clone() if self._part is None else tensor
+        self._kept = None if self._part is None else tensor.view(-1)[self._part].clone()
 
     @property
     def tensor(self) -> torch.Tensor:
-        if not same_bits(self._tensor.view(-1)[self._part], self._kept):
+        if self._kept is not None and not same_bits(self._tensor.view(-1)[self._part], self._kept):
             self._tensor.fill_(math.nan if self._tensor.is_floating_point() else -1)
         return self._tensor
 
@@ -333,12 +327,11 @@ class Referee:
 
     def _mutated(self, args: Any, described: dict[str, Any]) -> bool:
         """Whether the candidate's inputs differ from `args`; of large ones a random part counts."""
-        for tensor, spec in zip(_tensors(args), described["tensors"], strict=True):
+        for tensor, spec in zip(tensors_of(args), described["tensors"], strict=True):
             there = self.shared[False].inputs.view(spec)
-            part = LARGE_BYTES // tensor.element_size()
-            if tensor.numel() > part and tensor.is_contiguous():
-                start = secret_seed() % (tensor.numel() - part)
-                there, tensor = (t.view(-1)[start : start + part] for t in (there, tensor))
+            part = _random_part(tensor)
+            if part is not None and tensor.is_contiguous():
+                there, tensor = (t.view(-1)[part] for t in (there, tensor))
             if not same_bits(there, tensor):
                 return True
         return False
@@ -354,7 +347,7 @@ class Referee:
         return {"tree": tree, "tensors": specs}
 
     def _write(self, args: Any, described: dict[str, Any]) -> None:
-        for tensor, spec in zip(_tensors(args), described["tensors"], strict=True):
+        for tensor, spec in zip(tensors_of(args), described["tensors"], strict=True):
             self.turn.inputs.view(spec).copy_(tensor)
 
     def _describe_output(self, case: Case) -> dict[str, Any]:
@@ -468,10 +461,13 @@ class Referee:
         return {"seconds": statistics.median(times)}
 
 
-def _tensors(args: Any) -> list[torch.Tensor]:
-    tensors: list[torch.Tensor] = []
-    flatten(list(args), tensors)
-    return tensors
+def _random_part(tensor: torch.Tensor) -> slice | None:
+    """Where a secret part of a large tensor lies among its elements; None for any other."""
+    part = LARGE_BYTES // tensor.element_size()
+    if tensor.numel() <= part:
+        return None
+    start = secret_seed() % (tensor.numel() - part)
+    return slice(start, start + part)
 
 
 def _output_specs(case: Case) -> list[dict[str, Any]]:

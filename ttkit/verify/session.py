@@ -139,10 +139,7 @@ class Session:
         if self.protocol.compared:
             self.referee.ask("cover")
         _, delivered = side.ask({"op": "deliver", "which": 0}, doing, self.run_limit)
-        # Frozen meanwhile: what it writes from here on changes nothing.
-        side.freeze()
-        self.referee.ask("take")
-        side.thaw()
+        side.hand_over(self.referee)
         # The largest shift comes first, so that later ones meet pages already in use.
         pad = shift() if side.cases else PAD_BYTES
         side.cases += 1

@@ -14,7 +14,7 @@ import random
 import signal
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -237,6 +237,12 @@ class Side:
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
 
+    def hand_over(self, referee: RefereeHandle) -> None:
+        """Let the referee take what was delivered while nobody can write to it."""
+        self.freeze()
+        referee.ask("take")
+        self.thaw()
+
     def release(self) -> None:
         """Let it give back the device's memory that it keeps for its next run."""
         self.thaw()
@@ -252,17 +258,16 @@ class Side:
         which: int,
         pad: int,
         limit: float,
-        cover: Callable[[], object] | None,
-        take: Callable[[], object],
+        referee: RefereeHandle | None,
         keys: Sequence[int] = (),
     ) -> tuple[float, dict[str, Any]]:
         """One timed run and the delivery of slot `which`: raw seconds of the run, the answer.
 
-        The process is frozen while `cover` is called, before the delivery, and `take`, after it
-        (without `cover` neither is): what it writes later changes nothing. `pad` shifts the buffers
-        of the run after this one (worker.Runner.forget). With `keys` every slot is a run of its
-        own, which begins by making its inputs readable; `which` has to be the last, and the seconds
-        are the median without the first.
+        The process is frozen while the `referee`, if the outputs are compared, covers the inputs
+        before the delivery, and takes what was delivered: what is written later changes nothing.
+        `pad` shifts the buffers of the run after this one (worker.Runner.forget). With `keys` every
+        slot is a run of its own, which begins by making its inputs readable; `which` has to be the
+        last, and the seconds are the median without the first.
         """
         doing = "while it was timed"
         pid = self.worker.pid
@@ -277,19 +282,17 @@ class Side:
         seconds = statistics.median(times[1:] or times)
         # Frozen at once: whatever it does after its answer is no part of what was timed.
         answered = process_cpu_seconds(pid)
-        if cover is not None:
+        if referee is not None:
             self.freeze()
         self._look_for_children("while it is timed")
-        if cover is not None:
-            cover()
+        if referee is not None:
+            referee.ask("cover")
             self.thaw()
         # The outputs of a run are numbered by their place in it.
         delivery = {"op": "deliver", "which": 0 if keys else slots.index(which)}
         late, delivered = self.ask(delivery, doing, limit, timed=True)
-        if cover is not None:
-            self.freeze()
-            take()
-            self.thaw()
+        if referee is not None:
+            self.hand_over(referee)
         self.ask({"op": "finish", "look": False, "pad": pad}, doing, limit)
         self.set_aside()
         self._cpu_at_end = process_cpu_seconds(pid)

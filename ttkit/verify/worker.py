@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from ttkit.verify import watch
-from ttkit.verify.arena import Arena, flatten, unflatten
+from ttkit.verify.arena import Arena, flatten, tensors_of, unflatten
 from ttkit.verify.channel import BadMessage, Channel, ChannelClosed
 
 TEXT = 2000
@@ -150,9 +150,7 @@ class Runner:
 
 def overlap(args: Any, outputs: list[torch.Tensor]) -> bool:
     """Whether some of `outputs` shares memory with a tensor in `args`."""
-    inputs: list[torch.Tensor] = []
-    flatten(list(args), inputs)
-    spans = [_span(t) for t in inputs if t.numel()]
+    spans = [_span(t) for t in tensors_of(args) if t.numel()]
     return any(
         low < end and start < high
         for start, end in (_span(t) for t in outputs if t.numel())
@@ -227,6 +225,8 @@ def _check_leaf(leaf: torch.Tensor, target: torch.Tensor, name: str) -> None:
 
 def describe(error: BaseException, path: str) -> dict[str, Any]:
     """The message that tells the judge about an exception, with the line in the file `path`."""
+    if isinstance(error, OutputError):
+        return {"error": error.kind, "text": str(error)[:TEXT]}
     kind = "runtime_error"
     if isinstance(error, SyntaxError) or "Error building extension" in str(error):
         kind = "compile_error"
@@ -243,8 +243,6 @@ def describe(error: BaseException, path: str) -> dict[str, Any]:
         name = "out of memory"
     elif isinstance(error, OSError) and error.errno == errno.EFBIG:
         name = "too much output"
-    if isinstance(error, OutputError):
-        return {"error": error.kind, "text": str(error)[:TEXT]}
     return {
         "error": kind,
         "text": f"{name}: {text[0] if text else 'no message'}"[:TEXT]
@@ -345,13 +343,13 @@ class Candidate:
             return {key: [own[key]] for key in self.specs}
         found: dict[str, list[torch.Tensor]] = {}
         tensors = tensors_within(model)
-        alike: dict[int, list[str]] = {}
+        alike: dict[str, list[str]] = {}
         values = {k: self.weights.view(s).to(self.runner.device) for k, s in self.specs.items()}
         for key, value in values.items():
             first = next((k for k in values if _equal(values[k], value)), key)
-            alike.setdefault(list(values).index(first), []).append(key)
-        for keys in alike.values():
-            value = values[keys[0]]
+            alike.setdefault(first, []).append(key)
+        for first, keys in alike.items():
+            value = values[first]
             equal = [t for t in tensors if _equal(t, value)]
             constant = bool((value == value.flatten()[:1]).all())
             if len(keys) == len(equal):
