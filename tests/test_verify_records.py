@@ -153,7 +153,10 @@ def test_verdicts_survive_json():
 def test_aa_counts_what_came_out_faster():
     progress = []
     results, summary = aa(
-        [TASK], 3, {"protocol": QUICK}, on_run=lambda done, total: progress.append((done, total))
+        [TASK],
+        3,
+        {"protocol": QUICK},
+        on_run=lambda done, total, *_: progress.append((done, total)),
     )
     assert progress == [(1, 3), (2, 3), (3, 3)]
     assert summary.runs == summary.measured == len(results) == 3

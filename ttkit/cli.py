@@ -10,7 +10,7 @@ import sys
 import traceback
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,11 +25,18 @@ from ttkit.cli_common import (
     Source,
     Workers,
     cell,
+    csv_rows,
     print_json,
     print_table,
     tasks_named,
 )
 from ttkit.errors import InfraError, TtkitError, UsageError
+
+if TYPE_CHECKING:
+    from ttkit.tasks import Task
+    from ttkit.verify import Verdict
+
+AA_COLUMNS = ("task", "status", "speedup", "speedup_lo", "speedup_hi", "n_pairs", "seconds")
 
 # Heavy modules are imported inside the commands, so that --help and a refusal come at once.
 app = typer.Typer(
@@ -300,26 +307,24 @@ def aa(
     if (tasks is None) == (faster is None):
         raise UsageError("give either --tasks, to be measured against themselves, or --faster")
     chosen = tasks_named(tasks or "", source, level, scale, kernelbench_dir)
-    import pandas as pd
-
     from ttkit.pipeline import Console
     from ttkit.verify import aa as measure
 
     console = Console(sys.stderr)
     settings = {"protocol": protocol, "device": device, "workers": workers}
+    rows: list[dict[str, Any]] = []
+    with csv_rows(out, AA_COLUMNS) as write:
 
-    def on_run(done: int, total: int) -> None:
-        console.update(f"run {done}/{total}", "")
+        def on_run(done: int, total: int, task: Task, verdict: Verdict) -> None:
+            rows.append({"task": task.key, **verdict.to_dict()})
+            write(rows[-1])
+            console.update(f"run {done}/{total}", "")
 
-    if faster is None:
-        results, summary = measure.aa(chosen, runs, settings, on_run)
-    else:
-        results, summary = measure.power(faster, runs, settings, on_run)
+        if faster is None:
+            results, summary = measure.aa(chosen, runs, settings, on_run)
+        else:
+            results, summary = measure.power(faster, runs, settings, on_run)
     console.line(f"{len(results)} runs")
-    rows = [{"task": task.key, **verdict.to_dict()} for task, verdict in results]
-    columns = ["task", "status", "speedup", "speedup_lo", "speedup_hi", "n_pairs", "seconds"]
-    if out:
-        pd.DataFrame(rows)[columns].to_csv(out, index=False)
     if as_json:
         print_json({"summary": summary.to_dict(), "runs": rows})
         return

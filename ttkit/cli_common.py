@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -49,6 +51,32 @@ def _finite(data: Any) -> Any:
     if isinstance(data, list | tuple):
         return [_finite(value) for value in data]
     return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+@contextmanager
+def csv_rows(
+    path: str | None, columns: Sequence[str]
+) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that writes one row to the CSV file at once, so that what is measured is not lost
+    when the command is stopped; without a path it does nothing. Raises UsageError when the file
+    cannot be written, before anything is measured.
+    """
+    if path is None:
+        yield lambda row: None
+        return
+    try:
+        file = open(path, "w", newline="")  # noqa: SIM115
+    except OSError as error:
+        raise UsageError(f"--out {path}: {error.strerror}") from error
+    with file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+
+        def write(row: dict[str, Any]) -> None:
+            writer.writerow(row)
+            file.flush()
+
+        yield write
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -23,12 +23,15 @@ def main(words: list[str]) -> int:
     chosen = [c for c in CASES if not words or any(word in c.id for word in words)]
     results: list[tuple[Case, Verdict | None]] = []
     for device in ("cuda", "cpu"):
-        with verifier(device) as v:
-            for case in chosen:
-                if case.gpu == (device == "cuda"):
-                    verdict = None if lacking(case) else judged(v, case)
-                    results.append((case, verdict))
-                    _say(case, verdict)
+        here = [c for c in chosen if c.gpu == (device == "cuda") and not lacking(c)]
+        if here:
+            with verifier(device) as v:
+                for case in here:
+                    results.append((case, judged(v, case)))
+                    _say(*results[-1])
+    for case in filter(lacking, chosen):
+        results.append((case, None))
+        _say(case, None)
     results.sort(key=lambda result: CASES.index(result[0]))
     if not words:
         PAGE.parent.mkdir(exist_ok=True)

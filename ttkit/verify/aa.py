@@ -16,6 +16,8 @@ from ttkit.tasks import Task
 from ttkit.verify.verdict import Verdict
 from ttkit.verify.verifier import Verifier
 
+OnRun = Callable[[int, int, Task, Verdict], None]
+
 ROUNDS = 100
 # Clamping again changes nothing but the time it takes.
 REPEATED = """
@@ -66,12 +68,12 @@ def aa(
     tasks: Sequence[Task],
     runs: int,
     verifier_kwargs: Mapping[str, Any] | None = None,
-    on_run: Callable[[int, int], None] | None = None,
+    on_run: OnRun | None = None,
 ) -> tuple[list[tuple[Task, Verdict]], AASummary]:
     """Measure each task's own forward body as the candidate, `runs` times a task, uncached.
 
-    `on_run(done, total)` is called after each. Raises UsageError when `runs` is below 1 or there
-    are no tasks.
+    `on_run(done, total, task, verdict)` is called after each. Raises UsageError when `runs` is
+    below 1 or there are no tasks.
     """
     if runs < 1 or not tasks:
         raise UsageError("an A/A test needs at least one task and one run")
@@ -83,7 +85,7 @@ def power(
     faster: float,
     runs: int,
     verifier_kwargs: Mapping[str, Any] | None = None,
-    on_run: Callable[[int, int], None] | None = None,
+    on_run: OnRun | None = None,
 ) -> tuple[list[tuple[Task, Verdict]], AASummary]:
     """As `aa`, with a candidate that is `faster` times as fast as its reference: the `fast` rates
     then are the share of runs in which that is seen.
@@ -106,7 +108,7 @@ def _measure(
     candidates: Sequence[tuple[Task, str]],
     runs: int,
     verifier_kwargs: Mapping[str, Any] | None,
-    on_run: Callable[[int, int], None] | None,
+    on_run: OnRun | None,
 ) -> tuple[list[tuple[Task, Verdict]], AASummary]:
     settings = {**(verifier_kwargs or {}), "cache": None}
     results: list[tuple[Task, Verdict]] = []
@@ -119,7 +121,7 @@ def _measure(
             def done(_: int, verdict: Verdict, task: Task = task) -> None:
                 results.append((task, verdict))
                 if on_run is not None:
-                    on_run(len(results), total)
+                    on_run(len(results), total, task, verdict)
 
             verifier.verify_many([(task, source)] * runs, done, fresh=True)
         return results, summarize([v for _, v in results], verifier)

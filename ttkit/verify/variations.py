@@ -230,7 +230,7 @@ def touched(args: Any, signs: bool, where: list[bool], outliers: bool) -> Any:
             return tensor
         count = min(TOUCHES, 1 + tensor.numel() // 16)
         places = torch.randint(0, tensor.numel(), (count,), device=tensor.device)
-        index = torch.unravel_index(places, tensor.shape)
+        index = _unravelled(places, tensor.shape)
         old = tensor[index].float()
         new = old * _between(*TOUCHED_BY, count, tensor)
         if outliers:
@@ -248,6 +248,15 @@ def touched(args: Any, signs: bool, where: list[bool], outliers: bool) -> Any:
         return tensor
 
     return _map(args, change)
+
+
+def _unravelled(places: torch.Tensor, shape: torch.Size) -> tuple[torch.Tensor, ...]:
+    """As torch.unravel_index, which imports sympy first: half a second and more a process."""
+    index = []
+    for size in reversed(shape):
+        index.append(places % size)
+        places = places // size
+    return tuple(reversed(index))
 
 
 def _between(low: float, high: float, count: int, like: torch.Tensor) -> torch.Tensor:
