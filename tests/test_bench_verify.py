@@ -7,7 +7,7 @@ import dataclasses
 import pandas as pd
 import pytest
 
-from ttkit.bench_verify import IDENTICAL, bench, evaluate_like_kernelbench, variants
+from ttkit.bench_verify import IDENTICAL, _beside, bench, evaluate_like_kernelbench, variants
 from ttkit.errors import InfraError, UsageError
 from ttkit.tasks import find_task
 from ttkit.verify import PROTOCOLS
@@ -45,8 +45,15 @@ def task(code):
 
 
 def test_each_candidate_is_judged_and_counted_once():
-    seen = []
-    found = bench(TASKS, candidates=3, protocol=QUICK, progress=lambda *args: seen.append(args))
+    seen, kept = [], []
+    found = bench(
+        TASKS,
+        candidates=3,
+        protocol=QUICK,
+        progress=lambda *args: seen.append(args),
+        keep=lambda result: kept.append(dict(result)),
+    )
+    assert kept == [found]
     assert [row["statuses"] for row in found["tasks"]] == [{"correct": 3}] * 2
     assert [row["task"] for row in found["tasks"]] == [t.key for t in TASKS]
     assert found["candidates"] == 6 and found["candidates_per_second"] > 0
@@ -75,9 +82,25 @@ def test_an_evaluator_that_fails_on_a_task_goes_on(clone):
     assert fine[0]["failed"] is None and fine[0]["reference_ms"] == 2.0
 
 
+def test_what_an_evaluator_was_told_is_known_before_it_ends(clone):
+    rows = [{"seconds_per_candidate": 0.001}, {"seconds_per_candidate": 0.001}]
+    work = [(task("casts"), ["a"]), (task("fine"), ["a", "b"])]
+    result = {"tasks": rows}
+    steps = _beside(result, evaluate_like_kernelbench(clone, work))
+    next(steps)
+    # A task that it fails on has no ratio, and is in none.
+    assert rows[0]["ratio"] is None is result["ratio"]
+    assert rows[0]["kernelbench_failed"] and "ratio" not in rows[1]
+    next(steps)
+    seconds = rows[1]["kernelbench_seconds_per_candidate"]
+    assert result["ratio"] == rows[1]["ratio"] == seconds / 0.001
+    assert rows[1]["kernelbench_correct"] == 2
+    assert next(steps, "the end") == "the end"
+
+
 def test_an_evaluator_that_dies_is_named(clone):
     with pytest.raises(InfraError, match="ended early"):
-        evaluate_like_kernelbench(clone, [(task("dies"), ["a"])])
+        next(evaluate_like_kernelbench(clone, [(task("dies"), ["a"])]))
 
 
 def test_nonsense_is_refused(tmp_path):
@@ -86,7 +109,10 @@ def test_nonsense_is_refused(tmp_path):
     with pytest.raises(UsageError, match="needs a GPU"):
         bench(TASKS, kernelbench=str(tmp_path))
     with pytest.raises(UsageError, match="no KernelBench clone"):
-        evaluate_like_kernelbench(str(tmp_path), [])
+        next(evaluate_like_kernelbench(str(tmp_path), []))
+    # Before anything is measured.
+    with pytest.raises(UsageError, match="no KernelBench clone"):
+        bench(TASKS, device="cuda", kernelbench=str(tmp_path))
 
 
 def test_variants_differ_in_text():

@@ -352,6 +352,23 @@ def test_aa_reports_rates_and_every_run(ttkit, tmp_path):
     data = json.loads(out)
     assert status == 0 and data["summary"]["runs"] == 2 == len(data["runs"])
     assert len(out_file.read_text().splitlines()) == 3
+    status, _, err = ttkit("aa", "--tasks", "2", "--out", tmp_path / "nowhere" / "aa.csv")
+    assert status == 2 and "aa.csv: No such file or directory" in err
+
+
+def test_aa_keeps_the_runs_that_it_made_before_it_was_stopped(ttkit, tmp_path, monkeypatch):
+    from ttkit.verify.verifier import Verifier
+
+    def stopped(self, items, on_verdict, **_):
+        honest(self, items[:1], on_verdict, fresh=True)
+        raise KeyboardInterrupt
+
+    honest = Verifier.verify_many
+    monkeypatch.setattr(Verifier, "verify_many", stopped)
+    args = ["aa", "--tasks", "2", "--runs", 2, "--protocol", "fast-proxy"]
+    with contextlib.suppress(KeyboardInterrupt):
+        ttkit(*args, "--out", tmp_path / "aa.csv")
+    assert len((tmp_path / "aa.csv").read_text().splitlines()) == 2
 
 
 def test_headroom_measures_each_form_and_counts_shares(ttkit, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import types
 
 import pytest
@@ -422,3 +423,21 @@ def test_other_shapes_that_are_cut_up_by_chance_are_left_out():
     # 192 rows of 48 are 144 rows of 64.
     shape = made.numbered(1, "other_shapes").args[0].shape
     assert shape[1] == 64 and shape[0] < 256
+
+
+def test_a_model_that_cannot_be_copied_is_made_again():
+    class Normed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.utils.weight_norm(torch.nn.Linear(256, 8))
+
+        def forward(self, x):
+            return self.layer(x)
+
+    cases = maker(Normed)
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copy.deepcopy(cases.runner.model)
+    case = cases.first()
+    assert 0 < max(case.own_errors) < 1e-5  # the same weights, in double precision
+    other = cases.numbered(1, "other_weights")
+    assert not other.skipped and not torch.equal(other.outputs[0], case.outputs[0])

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,6 +90,7 @@ def bench(
     kernelbench: str | None = None,
     beside: int = 1,
     progress: Callable[[str, int, int], None] = lambda label, done, total: None,
+    keep: Callable[[dict[str, Any]], object] = lambda result: None,
 ) -> dict[str, Any]:
     """Candidates a second, per task and overall, as a dictionary for JSON.
 
@@ -98,13 +99,16 @@ def bench(
     side they add up to more than the whole takes. With `samples`, the candidates are the first
     different ones there. `seconds` bounds one timing phase. With `kernelbench`, a clone, its
     evaluator (1 correctness trial, 5 timed runs) judges the first `beside` candidates of each task
-    afterwards, which costs it the same for each; needs CUDA. Raises UsageError for nonsense,
-    InfraError when the evaluator does not run.
+    afterwards, which costs it the same for each; needs CUDA. `keep` gets what is known so far, when
+    the candidates are judged and after each task of that evaluator, which can take an hour. Raises
+    UsageError for nonsense, InfraError when the evaluator does not run.
     """
     if candidates < 1 or not tasks:
         raise UsageError("a benchmark needs at least one task and one candidate")
     if kernelbench and device == "cpu":
         raise UsageError("KernelBench's evaluator needs a GPU: give --device cuda")
+    if kernelbench:
+        check_clone(kernelbench)
     sources = {
         task: variants(task, candidates) if samples is None else sampled(task, samples, candidates)
         for task in tasks
@@ -140,9 +144,13 @@ def bench(
         "candidates_per_second": len(work) / took,
         "identical": many,
     }
+    keep(result)
     if kernelbench:
         parts = [(task, sources[task][:beside]) for task in tasks]
-        _beside(result, parts, kernelbench, progress)
+        found = evaluate_like_kernelbench(kernelbench, parts)
+        for done, _ in enumerate(_beside(result, found), 1):
+            progress("evaluated by KernelBench", done, len(tasks))
+            keep(result)
     return result
 
 
@@ -169,43 +177,40 @@ def _identical(verifier: Verifier, task: Task, source: str) -> dict[str, Any]:
     return {"candidates": IDENTICAL, "seconds": time.perf_counter() - started}
 
 
-def _beside(
-    result: dict[str, Any],
-    work: Sequence[tuple[Task, list[str]]],
-    clone: str,
-    progress: Callable[[str, int, int], None],
-) -> None:
-    """Adds KernelBench's seconds to each row, and the ratios."""
-    theirs = evaluate_like_kernelbench(clone, work, progress)
+def _beside(result: dict[str, Any], theirs: Iterator[list[dict[str, Any]]]) -> Iterator[None]:
+    """Adds KernelBench's seconds to each row, and the ratios, one task at a time."""
+    ours = seconds = 0.0
     for row, found in zip(result["tasks"], theirs, strict=True):
-        seconds = sum(item["seconds"] for item in found) / len(found)
+        each = sum(item["seconds"] for item in found) / len(found)
         failed = next((item["failed"] for item in found if item["failed"]), None)
-        row["kernelbench_seconds_per_candidate"] = seconds
+        row["kernelbench_seconds_per_candidate"] = each
         row["kernelbench_correct"] = sum(bool(item["correct"]) for item in found)
         row["kernelbench_failed"] = failed
         # What it gave up on says nothing about its speed.
-        row["ratio"] = None if failed else seconds / row["seconds_per_candidate"]
-    both = [row for row in result["tasks"] if row["ratio"] is not None]
-    ours = sum(row["seconds_per_candidate"] for row in both)
-    seconds = sum(row["kernelbench_seconds_per_candidate"] for row in both)
-    result["ratio"] = seconds / ours if both else None
+        row["ratio"] = None if failed else each / row["seconds_per_candidate"]
+        if not failed:
+            ours, seconds = ours + row["seconds_per_candidate"], seconds + each
+        result["ratio"] = seconds / ours if ours else None
+        yield
+
+
+def check_clone(clone: str) -> None:
+    """Raises UsageError for a folder without KernelBench's evaluator."""
+    if not Path(clone, "src", "kernelbench", "eval.py").is_file():
+        raise UsageError(f"{clone} is no KernelBench clone: it has no src/kernelbench/eval.py")
 
 
 def evaluate_like_kernelbench(
-    clone: str,
-    work: Sequence[tuple[Task, list[str]]],
-    progress: Callable[[str, int, int], None] = lambda label, done, total: None,
-) -> list[list[dict[str, Any]]]:
-    """What the evaluator of a KernelBench clone says of each source of each task.
+    clone: str, work: Sequence[tuple[Task, list[str]]]
+) -> Iterator[list[dict[str, Any]]]:
+    """What the evaluator of a KernelBench clone says of each source of each task, task by task.
 
     Dictionaries with seconds, compiled, correct, ms and reference_ms (None where it failed) and
     failed, its exception; one process for all. Raises UsageError for a folder without it,
     InfraError when it ends early.
     """
-    if not Path(clone, "src", "kernelbench", "eval.py").is_file():
-        raise UsageError(f"{clone} is no KernelBench clone: it has no src/kernelbench/eval.py")
+    check_clone(clone)
     command = [sys.executable, "-c", EVALUATOR, clone]
-    found: list[list[dict[str, Any]]] = []
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
@@ -217,17 +222,16 @@ def evaluate_like_kernelbench(
                 with contextlib.suppress(BrokenPipeError):
                     process.stdin.write(line + "\n")
                     process.stdin.flush()
-                found.append([])
-                while len(found[-1]) < len(sources):
+                found: list[dict[str, Any]] = []
+                while len(found) < len(sources):
                     said = process.stdout.readline()
                     if not said:
                         errors.seek(0)
                         last = (errors.read().strip().splitlines() or ["it said nothing"])[-1]
                         raise InfraError(f"KernelBench's evaluator ended early: {last}")
                     if said.startswith("ROW "):
-                        found[-1].append(json.loads(said.removeprefix("ROW ")))
-                progress("evaluated by KernelBench", len(found), len(work))
+                        found.append(json.loads(said.removeprefix("ROW ")))
+                yield found
         finally:
             process.kill()
             process.wait()
-    return found

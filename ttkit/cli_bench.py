@@ -17,6 +17,7 @@ from ttkit.cli_common import (
     Scale,
     Source,
     cell,
+    json_file,
     print_json,
     print_table,
     tasks_named,
@@ -48,6 +49,9 @@ def verify(
     beside: Annotated[
         int, typer.Option(min=0, help="Candidates a task for the clone's own evaluator, too.")
     ] = 0,
+    out: Annotated[
+        str | None, typer.Option(help="A JSON file, written anew whenever more is known.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Candidates a second that the verifier judges, per task and overall."""
@@ -70,6 +74,7 @@ def verify(
         kernelbench=kernelbench_dir if beside else None,
         beside=beside,
         progress=lambda label, done, total: console.update(f"{label} {done}/{total}", ""),
+        keep=json_file(out),
     )
     console.line(f"{result['candidates_per_second']:.2f} candidates a second")
     if as_json:

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -42,7 +43,31 @@ def tasks_named(
 
 def print_json(data: Any) -> None:
     """Strict JSON: nan and infinity become null."""
-    print(json.dumps(_finite(data), indent=1, default=str))
+    print(_json(data))
+
+
+def json_file(path: str | None) -> Callable[[Any], None]:
+    """A function that replaces what the file holds by its argument, as strict JSON, so that what is
+    measured is not lost when the command is stopped; without a path it does nothing. Raises
+    UsageError when the file cannot be written, before anything is measured.
+    """
+    if path is None:
+        return lambda data: None
+    try:
+        Path(path).touch()
+    except OSError as error:
+        raise UsageError(f"--out {path}: {error.strerror}") from error
+
+    def write(data: Any) -> None:
+        part = Path(f"{path}.part")
+        part.write_text(_json(data) + "\n")
+        part.replace(path)
+
+    return write
+
+
+def _json(data: Any) -> str:
+    return json.dumps(_finite(data), indent=1, default=str)
 
 
 def _finite(data: Any) -> Any:

@@ -47,7 +47,7 @@ class CaseMaker:
     def __init__(self, task: Any, runner: Runner, device: str, keep_bytes: int):
         self.task, self.runner, self.device = task, runner, device
         self.keep_bytes = keep_bytes
-        self.exact = copy.deepcopy(runner.model).double()
+        self.exact = runner.twin().double()
         self.kept: dict[int, Case] = {}
         self.like: Any = None  # the first inputs, unless they are large
         self.pool: list[Any] = []

@@ -8,6 +8,7 @@ own process and still only change what it delivers and when.
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import linecache
 import os
@@ -76,23 +77,37 @@ class Runner:
     def __init__(self, model_class: Any, task_module: types.ModuleType, seed: int, device: str):
         self.device = device
         self.cuda = device != "cpu"
-        # The inputs of __init__ are declared with the task, not secret, and part of the model.
-        seed_all(seed)
-        init = task_module.get_init_inputs()
-        seed_all(seed)
-        with torch.device(device):
-            if isinstance(init, dict):
-                self.model = model_class(**init)
-            else:
-                self.model = model_class(*to_device(init, device))
-        if isinstance(self.model, torch.nn.Module):
-            self.model = self.model.to(device)
+        self._made_of = model_class, task_module, seed
+        self.model = self._build()
         self.inputs: list[tuple[Any, ...]] = []
         self.outputs: list[Any] = []
         self.pad: torch.Tensor | None = None
         self.touched = 0
         # Taken before any candidate code could replace them.
         self._no_grad, self._synchronize = torch.no_grad, torch.cuda.synchronize
+
+    def _build(self) -> Any:
+        model_class, task_module, seed = self._made_of
+        # The inputs of __init__ are declared with the task, not secret, and part of the model.
+        seed_all(seed)
+        init = task_module.get_init_inputs()
+        seed_all(seed)
+        with torch.device(self.device):
+            if isinstance(init, dict):
+                model = model_class(**init)
+            else:
+                model = model_class(*to_device(init, self.device))
+        return model.to(self.device) if isinstance(model, torch.nn.Module) else model
+
+    def twin(self) -> Any:
+        """A copy of the model, made anew where it cannot be copied (weights that are computed of
+        others, as `torch.nn.utils.weight_norm` does)."""
+        try:
+            return copy.deepcopy(self.model)
+        except RuntimeError:
+            twin = self._build()
+            twin.load_state_dict(self.model.state_dict())
+            return twin
 
     def run(self, slots: list[int]) -> None:
         """Call the model once a slot; the outputs are kept for `deliver`."""
