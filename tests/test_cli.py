@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import re
@@ -369,6 +370,16 @@ def test_aa_keeps_the_runs_that_it_made_before_it_was_stopped(ttkit, tmp_path, m
     with contextlib.suppress(KeyboardInterrupt):
         ttkit(*args, "--out", tmp_path / "aa.csv")
     assert len((tmp_path / "aa.csv").read_text().splitlines()) == 2
+
+
+def test_bench_verify_keeps_what_it_found(ttkit, tmp_path):
+    path = tmp_path / "bench.json"
+    args = ["bench", "verify", "--tasks", "2", "--candidates", 1, "--protocol", "fast-proxy"]
+    status, out, _ = ttkit(*args, "--json", "--out", path)
+    assert status == 0 and json.loads(path.read_text()) == json.loads(out)
+    assert [f.name for f in tmp_path.iterdir()] == ["bench.json"]
+    status, _, err = ttkit(*args, "--out", tmp_path / "nowhere" / "bench.json")
+    assert status == 2 and "bench.json: No such file or directory" in err
 
 
 def test_headroom_measures_each_form_and_counts_shares(ttkit, tmp_path, monkeypatch):
