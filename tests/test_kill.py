@@ -79,10 +79,17 @@ def wait_for(out, pattern, lines, process):
     raise AssertionError(f"the run ended before {pattern}: {process.communicate()[1]}")
 
 
+def is_kernel(process):
+    try:
+        return "ipykernel_launcher" in " ".join(process.cmdline())
+    except psutil.Error:  # a worker that has just ended
+        return False
+
+
 def kill(process, what):
     """Kill, and return all that then has to end by itself."""
     family = psutil.Process(process.pid).children(recursive=True)
-    kernels = [p for p in family if "ipykernel_launcher" in " ".join(p.cmdline())]
+    kernels = [p for p in family if is_kernel(p)]
     process.kill()
     if what == "runner and kernel":
         for kernel in kernels:
