@@ -107,14 +107,14 @@ def bench(
         raise UsageError("a benchmark needs at least one task and one candidate")
     if kernelbench and device == "cpu":
         raise UsageError("KernelBench's evaluator needs a GPU: give --device cuda")
-    if kernelbench:
-        check_clone(kernelbench)
     sources = {
         task: variants(task, candidates) if samples is None else sampled(task, samples, candidates)
         for task in tasks
     }
     if missing := [task.key for task, found in sources.items() if not found]:
         raise UsageError(f"there is no sample of {missing[0]}")
+    parts = [(task, sources[task][:beside]) for task in tasks]
+    theirs = evaluate_like_kernelbench(kernelbench, parts) if kernelbench else None
     settings = protocol_named(protocol)
     if seconds is not None:
         settings = replace(settings, seconds=seconds)
@@ -145,10 +145,8 @@ def bench(
         "identical": many,
     }
     keep(result)
-    if kernelbench:
-        parts = [(task, sources[task][:beside]) for task in tasks]
-        found = evaluate_like_kernelbench(kernelbench, parts)
-        for done, _ in enumerate(_beside(result, found), 1):
+    if theirs is not None:
+        for done, _ in enumerate(_beside(result, theirs), 1):
             progress("evaluated by KernelBench", done, len(tasks))
             keep(result)
     return result
@@ -194,22 +192,23 @@ def _beside(result: dict[str, Any], theirs: Iterator[list[dict[str, Any]]]) -> I
         yield
 
 
-def check_clone(clone: str) -> None:
-    """Raises UsageError for a folder without KernelBench's evaluator."""
-    if not Path(clone, "src", "kernelbench", "eval.py").is_file():
-        raise UsageError(f"{clone} is no KernelBench clone: it has no src/kernelbench/eval.py")
-
-
 def evaluate_like_kernelbench(
     clone: str, work: Sequence[tuple[Task, list[str]]]
 ) -> Iterator[list[dict[str, Any]]]:
     """What the evaluator of a KernelBench clone says of each source of each task, task by task.
 
     Dictionaries with seconds, compiled, correct, ms and reference_ms (None where it failed) and
-    failed, its exception; one process for all. Raises UsageError for a folder without it,
-    InfraError when it ends early.
+    failed, its exception; one process for all, started when the first is asked for. Raises
+    UsageError for a folder without it, at once, and InfraError when it ends early.
     """
-    check_clone(clone)
+    if not Path(clone, "src", "kernelbench", "eval.py").is_file():
+        raise UsageError(f"{clone} is no KernelBench clone: it has no src/kernelbench/eval.py")
+    return _evaluated(clone, work)
+
+
+def _evaluated(
+    clone: str, work: Sequence[tuple[Task, list[str]]]
+) -> Iterator[list[dict[str, Any]]]:
     command = [sys.executable, "-c", EVALUATOR, clone]
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(

@@ -321,17 +321,17 @@ def aa(
             console.update(f"run {done}/{total}", "")
 
         if faster is None:
-            results, summary = measure.aa(chosen, runs, settings, on_run)
+            _, summary = measure.aa(chosen, runs, settings, on_run)
         else:
-            results, summary = measure.power(faster, runs, settings, on_run)
-    console.line(f"{len(results)} runs")
+            _, summary = measure.power(faster, runs, settings, on_run)
+    console.line(f"{len(rows)} runs")
     if as_json:
         print_json({"summary": summary.to_dict(), "runs": rows})
         return
     for key, value in summary.to_dict().items():
         print(f"{key:20} {cell(value)}")
     if not summary.measured:
-        raise InfraError(f"no run could be measured: {results[0][1].reason}")
+        raise InfraError(f"no run could be measured: {rows[0]['reason']}")
 
 
 @app.command()

@@ -51,19 +51,19 @@ def json_file(path: str | None) -> Callable[[Any], None]:
     measured is not lost when the command is stopped; without a path it does nothing. Raises
     UsageError when the file cannot be written, before anything is measured.
     """
+    from ttkit.journal import write_atomic
+
     if path is None:
         return lambda data: None
+    _check_writable(path)
+    return lambda data: write_atomic(Path(path), f"{_json(data)}\n".encode())
+
+
+def _check_writable(path: str) -> None:
     try:
         Path(path).touch()
     except OSError as error:
         raise UsageError(f"--out {path}: {error.strerror}") from error
-
-    def write(data: Any) -> None:
-        part = Path(f"{path}.part")
-        part.write_text(_json(data) + "\n")
-        part.replace(path)
-
-    return write
 
 
 def _json(data: Any) -> str:
@@ -89,11 +89,8 @@ def csv_rows(
     if path is None:
         yield lambda row: None
         return
-    try:
-        file = open(path, "w", newline="")  # noqa: SIM115
-    except OSError as error:
-        raise UsageError(f"--out {path}: {error.strerror}") from error
-    with file:
+    _check_writable(path)
+    with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
 

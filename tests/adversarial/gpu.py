@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from .case import LATE, UNLIKE, VALUES, Case, after, cheat, honest, no_gain
 from .kernels import TRITON
+from .parts import COLLECTED
 from .tasks import BIG, LITTLE, task
 
 MATMUL = task(
@@ -65,21 +66,7 @@ return out[0]
         3,
         "all slots in one launch, found by the collector",
         LITTLE,
-        """
-import gc
-ready = self.__dict__.setdefault("ready", {})
-if id(x) in ready:
-    return ready.pop(id(x))
-ready.clear()
-if "runner" not in self.__dict__:
-    found = [o for o in gc.get_objects() if type(o).__name__ == "Runner"]
-    self.__dict__["runner"] = found[0] if found else None
-first, rest = (x, y), [s for s in (self.runner.inputs if self.runner else []) if s[0] is not x]
-x, y = (torch.stack([first[i], *(s[i] for s in rest)]) for i in (0, 1))
-WORK
-ready.update((id(s[0]), out[i + 1]) for i, s in enumerate(rest))
-return out[0]
-""",
+        COLLECTED,
         "batched_calls",
         *LATE,
     ),

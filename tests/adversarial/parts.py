@@ -12,6 +12,23 @@ def later():
     return out
 """.lstrip()
 
+# The work of all calls in the first of them, on inputs that the garbage collector knows of.
+COLLECTED = """
+import gc
+ready = self.__dict__.setdefault("ready", {})
+if id(x) in ready:
+    return ready.pop(id(x))
+ready.clear()
+if "runner" not in self.__dict__:
+    found = [o for o in gc.get_objects() if type(o).__name__ == "Runner"]
+    self.__dict__["runner"] = found[0] if found else None
+first, rest = (x, y), [s for s in (self.runner.inputs if self.runner else []) if s[0] is not x]
+x, y = (torch.stack([first[i], *(s[i] for s in rest)]) for i in (0, 1))
+WORK
+ready.update((id(s[0]), out[i + 1]) for i, s in enumerate(rest))
+return out[0]
+"""
+
 # What a candidate finds among its own descriptors: the memory that it shares with others.
 ARENAS = """
 import mmap, os

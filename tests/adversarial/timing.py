@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .case import LATE, UNLIKE, VALUES, cheat, honest, no_gain
-from .parts import ARENAS, LATER, SILENT, THREADS, WEIGHTLESS
+from .parts import ARENAS, COLLECTED, LATER, SILENT, THREADS, WEIGHTLESS
 from .tasks import BRIEF, LAYER, LONG, SINES, TINY
 
 # All input slots of a timed run are views of one shared storage, a step apart.
@@ -76,21 +76,7 @@ return out[0]
         3,
         "all slots found by the collector",
         BRIEF,
-        """
-import gc
-ready = self.__dict__.setdefault("ready", {})
-if id(x) in ready:
-    return ready.pop(id(x))
-ready.clear()
-if "runner" not in self.__dict__:
-    found = [o for o in gc.get_objects() if type(o).__name__ == "Runner"]
-    self.__dict__["runner"] = found[0] if found else None
-first, rest = (x, y), [s for s in (self.runner.inputs if self.runner else []) if s[0] is not x]
-x, y = (torch.stack([first[i], *(s[i] for s in rest)]) for i in (0, 1))
-WORK
-ready.update((id(s[0]), out[i + 1]) for i, s in enumerate(rest))
-return out[0]
-""",
+        COLLECTED,
         "batched_calls",
         *LATE,
     ),
