@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import types
 
 import pytest
@@ -75,6 +76,22 @@ def test_a_large_case_is_drawn_anew_and_judged_by_the_error_found_once():
     assert answer(one)["ok"] and answer(one, lambda y: y * (1 + 1e-7))["ok"]
     wrong = answer(one, lambda y: y * 1.001)
     assert not wrong["ok"] and "e-06 is allowed" in wrong["what"]
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 1 << 30])
+def test_what_equals_the_reference_is_judged_as_the_reference_is(monkeypatch, keep_bytes):
+    made = maker(keep_bytes=keep_bytes)
+    errors = made.first().own_errors
+    case = made.numbered(0, "declared")
+    slowly = correctness.compare(
+        case.outputs[0], case.outputs[0], case.yardsticks[0], case.reference_errors[0]
+    )
+    monkeypatch.setattr(correctness, "compare", None)  # large tensors have no time for it
+    found = answer(case)
+    assert found["ok"] and found["allclose"] and slowly.ok and slowly.allclose
+    assert found["max_error"] == errors[0] and slowly.error in (errors[0], 0.0)
+    with pytest.raises(TypeError):
+        answer(case, lambda y: torch.nextafter(y, torch.ones(())))
 
 
 def test_a_run_that_nobody_judges_needs_no_answer():
@@ -376,6 +393,25 @@ def test_in_pieces_errors_come_out_as_in_one(monkeypatch, shape):
     y.flatten()[-1] = float("nan")
     assert yardstick.error(y) == float("inf")
     assert not correctness.surely_close(y, y64.float(), 1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1.0, 1e14, 1e30, 3e38])
+def test_large_tensors_of_any_scale_are_compared_in_their_own_precision(monkeypatch, scale):
+    torch.manual_seed(0)
+    y64 = (torch.rand(300, dtype=torch.float64) * scale).float()
+    y = y64 * 1.001
+    whole = correctness.Yardstick(y64).error(y)
+    monkeypatch.setattr(correctness, "PIECE", 16)
+    assert correctness.Yardstick(y64).error(y) == pytest.approx(whole, rel=1e-4)
+    assert correctness.Yardstick(y64).rms == pytest.approx(
+        float(y64.double().square().mean()) ** 0.5
+    )
+    assert not correctness.surely_close(y, y64, 1e-6)
+    for special in (math.nan, math.inf, -math.inf):
+        y64[7] = special
+        yardstick = correctness.Yardstick(y64)
+        assert not yardstick.finite and yardstick.error(y64.clone()) == 0.0
+        assert yardstick.error(y) == math.inf
 
 
 class Named(torch.nn.Module):

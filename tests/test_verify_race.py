@@ -8,6 +8,7 @@ import types
 
 import pytest
 
+from ttkit.errors import InfraError
 from ttkit.verify import PROTOCOLS, timing
 from ttkit.verify.race import Race
 from ttkit.verify.sides import Outcome
@@ -63,6 +64,22 @@ def checked(delivery, **rest):
     before = dict(made.record)
     made._check_deferred(pairs)
     return before, made.record
+
+
+@pytest.mark.parametrize(("milliseconds", "expected"), [(2.9, 3), (3.1, 1)])
+def test_a_call_that_takes_long_is_warmed_up_by_one(milliseconds, expected):
+    made, _ = race([0.0] * N)
+    made.referee.info["reference_ms"] = milliseconds
+    called = []
+    made._pair = lambda: called.append("pair") or (1.0, 1.0)
+
+    def counting():
+        raise InfraError("warm")
+
+    made._measure_null = counting
+    with pytest.raises(InfraError, match="warm"):
+        made._paired()
+    assert len(called) == expected
 
 
 def test_noise_at_delivery_takes_nothing_from_a_small_saving():

@@ -161,6 +161,7 @@ def _row(task: Task, verdicts: list[Verdict]) -> dict[str, Any]:
         "candidates": len(verdicts),
         "seconds": seconds,
         "seconds_per_candidate": seconds / len(verdicts),
+        "seconds_each": [round(v.seconds, 3) for v in verdicts],
         "statuses": dict(Counter(v.status for v in verdicts)),
         "reasons": sorted({v.reason for v in verdicts if not v.correct}),
         "fast": sum(v.fast() for v in verdicts),

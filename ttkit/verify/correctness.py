@@ -91,9 +91,9 @@ class Yardstick:
     """A tensor that others are compared with, in float64; what does not depend on them is kept."""
 
     def __init__(self, y64: torch.Tensor):
-        # Of large ones nothing of their size is made: they are widened piece by piece.
+        # Of large ones nothing of their size is made: they are looked at piece by piece.
         self.y64 = y64.double() if y64.numel() <= PIECE else y64
-        self.finite = bool(torch.isfinite(self.y64).all())
+        self.finite = math.isfinite(_magnitude(self.y64))
         self.mask = None if self.finite else torch.isfinite(self.y64)
         self.kept = self.y64 if self.mask is None else self.y64[self.mask]
         self.rms = _rms(self.kept)
@@ -126,23 +126,37 @@ def _pieces(*tensors: torch.Tensor) -> Iterable[tuple[torch.Tensor, ...]]:
 
 
 def _largest(y: torch.Tensor, y64: torch.Tensor, local: torch.Tensor | float) -> float:
-    y64 = y64.double()
+    if not (y.dtype is y64.dtype is torch.float32 and _moderate(local)):
+        y, y64 = y.double(), y64.double()
     # A NaN anywhere in y makes the largest difference NaN.
-    error = float(y.double().sub(y64).abs_().div_(y64.abs().add_(local)).max())
+    error = float(y.sub(y64).abs_().div_(y64.abs().add_(local)).max())
     return error if math.isfinite(error) else math.inf
 
 
-def _rms(tensor: torch.Tensor) -> float:
-    """Root mean square; the largest value is taken out first, so that no square underflows."""
+def _moderate(scale: torch.Tensor | float) -> bool:
+    """Whether numbers of this size can be subtracted and divided in single precision."""
+    return isinstance(scale, float) and 1e-15 < scale < 1e15
+
+
+def _magnitude(tensor: torch.Tensor) -> float:
+    """The largest absolute value, 0 of nothing; NaN or infinite if one is."""
     if not tensor.numel():
         return 0.0
-    low, high = tensor.aminmax()
-    largest = max(-float(low), float(high))
+    low, high = (float(end) for end in tensor.aminmax())
+    return max(-low, high)
+
+
+def _rms(tensor: torch.Tensor) -> float:
+    """Root mean square; the largest value is taken out first where a square could underflow."""
+    largest = _magnitude(tensor)
     if not largest:
         return 0.0
-    pieces = tensor.flatten().split(PIECE)
-    squares = sum(float((piece.double() / largest).square_().sum()) for piece in pieces)
-    return largest * math.sqrt(squares / tensor.numel())
+    scale = largest if tensor.dtype is torch.float64 else 1.0
+    norms = (
+        torch.linalg.vector_norm(piece if scale == 1.0 else piece / scale, dtype=torch.float64)
+        for piece in tensor.flatten().split(PIECE)
+    )
+    return scale * math.hypot(*map(float, norms)) / math.sqrt(tensor.numel())
 
 
 def _local_rms(tensor: torch.Tensor, rms: float) -> torch.Tensor | float:
@@ -238,8 +252,8 @@ def surely_close(y: torch.Tensor, reference: torch.Tensor, reference_error: floa
         return True
     if y.dtype not in (torch.float32, torch.float64) or not y.numel():
         return False
-    rms = float(torch.linalg.vector_norm(reference)) / math.sqrt(reference.numel())
-    if not (math.isfinite(rms) and rms > 1e-15):
+    rms = _rms(reference)
+    if not _moderate(rms):
         return False
     if lost(y, reference):
         return False

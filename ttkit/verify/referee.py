@@ -94,6 +94,7 @@ class Referee:
     """Answers the judge's requests about one task."""
 
     turn: Shared  # that of the side whose turn it is
+    filled: int  # bytes of its inputs that are in use
 
     def __init__(self, channel: Channel, spec: dict[str, Any]):
         self.channel = channel
@@ -272,6 +273,7 @@ class Referee:
         if any(needed > room for needed, room in ends):
             return {"name": case.name, "skipped": "there is no room for more rows of large tensors"}
         self.case_set = self._describe_set(case.args, 0)
+        self.filled = size_of(case.args)
         self._write(case.args, self.case_set)
         self.watched = [] if message["trusted"] else [(case.args, self.case_set)]
         if case.weights is not None:
@@ -294,11 +296,11 @@ class Referee:
         """
         self._look_for_changes()
         if not self.case.aliases:
-            inputs = self.turn.inputs
-            pages = inputs.base[: inputs.size // PAGE * PAGE].view(-1, PAGE)
+            base = self.turn.inputs.base
+            pages = base[: self.filled + -self.filled % PAGE].view(-1, PAGE)
             start = secret_seed() % (PAGE // POISON) * POISON
             pages[:, start : start + POISON] = 255
-            inputs.base[:POISON] = 255
+            base[:POISON] = 255
             self._synchronize()
         return {}
 
@@ -323,7 +325,7 @@ class Referee:
 
     def _delivered(self, trusted: bool) -> list[torch.Tensor]:
         output = self.shared[trusted].output
-        return [output.view(spec) for spec in _output_specs(self.case)]
+        return [output.view(spec) for spec in _placed_outputs(self.case)[0]]
 
     def _mutated(self, args: Any, described: dict[str, Any]) -> bool:
         """Whether the candidate's inputs differ from `args`; of large ones a random part counts."""
@@ -351,11 +353,11 @@ class Referee:
             self.turn.inputs.view(spec).copy_(tensor)
 
     def _describe_output(self, case: Case) -> dict[str, Any]:
-        return {"tree": case.tree, "types": list(case.types), "tensors": _output_specs(case)}
+        return {"tree": case.tree, "types": list(case.types), "tensors": _placed_outputs(case)[0]}
 
     def _poison(self) -> None:
         # Every byte 0xFF: NaN in all floating types, -1 in signed integers.
-        self.turn.output.base.fill_(255)
+        self.turn.output.base[: _placed_outputs(self.case)[1]].fill_(255)
         self._synchronize()
 
     def _synchronize(self) -> None:
@@ -371,6 +373,7 @@ class Referee:
         self.unseen = random.SystemRandom().sample(self.deck, len(self.deck))
         self.do_draw(message)
         self.sets = [self._describe_set(args, i) for i, args in enumerate(self.current)]
+        self.filled = self.shared[False].inputs.size
         self.watched, self.mutated = [], False
         self._release()
         return {"sets": self.sets, "output": self._describe_output(self.case)}
@@ -470,8 +473,9 @@ def _random_part(tensor: torch.Tensor) -> slice | None:
     return slice(start, start + part)
 
 
-def _output_specs(case: Case) -> list[dict[str, Any]]:
-    return place([t.contiguous() for t in case.outputs], 0)[0]
+def _placed_outputs(case: Case) -> tuple[list[dict[str, Any]], int]:
+    """Where the outputs of `case` lie when they are delivered, and where they end."""
+    return place([t.contiguous() for t in case.outputs], 0)
 
 
 def _time(runner: Runner) -> float:
