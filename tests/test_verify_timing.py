@@ -151,15 +151,37 @@ def test_launches_that_differ_are_noise_like_any_other():
         launch_interval([1.1], 0.025)
 
 
-def test_the_rule_for_relaunched_winners_keeps_its_error_rate():
+def relaunched(noise, truth, spread):
+    """Whether a program `truth` times as fast, in processes that differ by `spread`, is a narrow
+    winner, whether it stays one, without and with the rule that ends early, and its launches."""
+    session = object.__new__(Session)
+    found = [truth * math.exp(noise.gauss(0, spread)) for _ in range(1 + RIGOROUS.relaunches)]
+    stays = launch_interval(found, RIGOROUS.alpha).lo > 1
+    for launches in range(1, len(found) + 1):
+        session.launches = found[:launches]
+        if not session.still_ahead():
+            break
+    return found[0] > 1.025, stays, stays and launches == len(found), launches - 1
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.05])
+def test_the_rule_for_relaunched_winners_keeps_its_error_rate(spread):
     # Unchanged programs in processes that differ by 5 %, as large products on a GPU do; the first
     # launch is above the noise by luck, or there would be no other.
     noise = random.Random(3)
-    false = 0
-    for _ in range(4000):
-        launches = [math.exp(noise.gauss(0, 0.05)) for _ in range(1 + RIGOROUS.relaunches)]
-        false += launches[0] > 1.04 and launch_interval(launches, RIGOROUS.alpha).lo > 1
-    assert false / 4000 < 0.025
+    runs = [relaunched(noise, 1.0, spread) for _ in range(4000)]
+    narrow = [run for run in runs if run[0]]
+    assert sum(stays for _, stays, _, _ in narrow) / 4000 < 0.025
+    assert sum(early for _, _, early, _ in narrow) <= sum(stays for _, stays, _, _ in narrow)
+    assert sum(launches for *_, launches in narrow) / len(narrow) < 2.5
+
+
+@pytest.mark.parametrize(("truth", "spread"), [(1.03, 0.02), (1.1, 0.02), (1.1, 0.05)])
+def test_relaunches_that_end_early_cost_hardly_a_winner(truth, spread):
+    noise = random.Random(4)
+    runs = [relaunched(noise, truth, spread) for _ in range(4000)]
+    stays, early = (sum(run[0] and run[i] for run in runs) / 4000 for i in (1, 2))
+    assert 0.3 < stays - 0.02 < early <= stays
 
 
 def test_the_interval_of_a_relaunched_winner_spans_all_launches_and_is_then_theirs():
