@@ -60,6 +60,7 @@ def test_the_papers_split_and_its_file(ttkit, tmp_path):
         ("nonsense", "No such command 'nonsense'"),
         ("tasks --source kernelbench", "kernelbench needs its task files"),
         ("tasks --out x.csv", "--out and --cache go with --headroom"),
+        ("tasks --headroom --out none/x.csv", "--out none/x.csv: No such file or directory"),
         ("tasks --source kernelbench --headroom", "--headroom measures the forms of minibench"),
         ("verify minibench:1/400 x.py", "there is no task 400"),
         ("verify minibench:1/1 x.py", "the candidate x.py cannot be read: No such file"),

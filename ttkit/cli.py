@@ -25,6 +25,7 @@ from ttkit.cli_common import (
     Source,
     Workers,
     cell,
+    check_writable,
     csv_rows,
     print_json,
     print_table,
@@ -193,6 +194,8 @@ def tasks(
     from ttkit.pipeline import Console
     from ttkit.verify import Verifier
 
+    if out:
+        check_writable(out)
     console = Console(sys.stderr)
     with Verifier(protocol, device, cache, workers=workers) as verifier:
         table = forms.measure(

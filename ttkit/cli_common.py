@@ -55,11 +55,12 @@ def json_file(path: str | None) -> Callable[[Any], None]:
 
     if path is None:
         return lambda data: None
-    _check_writable(path)
+    check_writable(path)
     return lambda data: write_atomic(Path(path), f"{_json(data)}\n".encode())
 
 
-def _check_writable(path: str) -> None:
+def check_writable(path: str) -> None:
+    """Raises UsageError when the file of `--out` cannot be written."""
     try:
         Path(path).touch()
     except OSError as error:
@@ -89,7 +90,7 @@ def csv_rows(
     if path is None:
         yield lambda row: None
         return
-    _check_writable(path)
+    check_writable(path)
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
