@@ -117,6 +117,27 @@ def test_a_narrow_winner_is_measured_again_in_fresh_processes():
     assert slow.status == "correct" and "relaunched" not in slow.checks and slow.n_pairs == 40
 
 
+def test_where_the_reference_keeps_its_process_both_sides_begin_side_by_side(monkeypatch):
+    # As on CUDA, where a process is dear.
+    plain, kept = Desk._referee, []
+
+    def keeping(desk, task):
+        handle = plain(desk, task)
+        if handle.twin is None:
+            desk._keep_twin(task, handle)
+        kept.append(handle.twin)
+        return handle
+
+    monkeypatch.setattr(Desk, "_referee", keeping)
+    narrow = dataclasses.replace(SURE, looks=(10,), relaunches=2, relaunch_below=1e9)
+    with Verifier(narrow, limits=LIMITS) as v:
+        fast = v.verify(SLOW, candidate_source(SLOW, SHORT))
+        again = v.verify(SLOW, candidate_source(SLOW, "_ = 1\n" + SHORT))
+    assert fast.fast() and fast.checks.count("relaunched") == 2, fast.reason
+    assert again.fast() and again.checks.count("relaunched") == 2, again.reason
+    assert kept[0] is not kept[1]  # a new one for every launch
+
+
 WRONG = {
     "plain": "return x + 1",
     "nan": forward("", "out[3, 5] = float('nan')\nreturn out"),
