@@ -337,7 +337,8 @@ class CaseMaker:
 
         changed = list(tensors)
         for place, (tensor, other) in enumerate(zip(tensors, others, strict=True)):
-            if not tensor.is_floating_point() or torch.equal(tensor, other):
+            structured = variations.two_valued(tensor) or variations.with_zeros(tensor)
+            if not tensor.is_floating_point() or structured or torch.equal(tensor, other):
                 continue
             if not differ(place, variations.unchanged):
                 ways = (way for way in variations.REGIMES if differ(place, way))

@@ -22,6 +22,9 @@ from torch.overrides import TorchFunctionMode
 ERROR_FACTOR = 10.0
 EPS_FACTOR, EPS_FACTOR_DOUBLE = 32.0, 4096.0
 LOCAL_FLOOR = 1e-3
+# A row or column of fewer elements has no size of its own: one that is near zero by chance would
+# decide both errors.
+FEW = 8
 # The share of integers made of floating numbers that may come out otherwise, beside ERROR_FACTOR
 # times as many as in the reference: where a number is as near to one as to the other.
 UNDECIDED = 1e-5
@@ -165,9 +168,13 @@ def _local_rms(tensor: torch.Tensor, rms: float) -> torch.Tensor | float:
     if tensor.dim() < 2 or not tensor.numel():
         return rms
     squares = tensor.square()
-    row = squares.mean(dim=-1, keepdim=True)
-    column = squares.mean(dim=tuple(range(tensor.dim() - 1)), keepdim=True)
-    return torch.minimum(row, column).sqrt_().clamp_(LOCAL_FLOOR * rms, rms)
+    small = torch.full_like(squares[:1].flatten()[:1], rms * rms)
+    if tensor.shape[-1] >= FEW:
+        small = torch.minimum(small, squares.mean(dim=-1, keepdim=True))
+    if tensor.numel() >= FEW * tensor.shape[-1]:
+        column = squares.mean(dim=tuple(range(tensor.dim() - 1)), keepdim=True)
+        small = torch.minimum(small, column)
+    return small.sqrt_().clamp_(LOCAL_FLOOR * rms, rms)
 
 
 def _same_special(a: torch.Tensor, b: torch.Tensor) -> bool:

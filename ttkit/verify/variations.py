@@ -57,8 +57,10 @@ def less_large(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def near_one(tensor: torch.Tensor) -> torch.Tensor:
-    """Little more than 1, where roots and logarithms are finite and products do not vanish."""
-    return tensor.abs() / 1024 + 1
+    """Little more than 1, where roots and logarithms are finite and products do not vanish; zeros
+    stay where they may be part of the task."""
+    near = tensor.abs() / 1024 + 1
+    return near.masked_fill_(tensor == 0, 0.0) if with_zeros(tensor) else near
 
 
 def small(tensor: torch.Tensor) -> torch.Tensor:
@@ -70,8 +72,7 @@ def shifted(tensor: torch.Tensor) -> torch.Tensor:
     initial state of zeros) gets random values."""
     if tensor.numel() > 1 and _constant(tensor):
         return tensor + SHIFT * torch.rand_like(tensor)
-    sample = tensor.flatten()[:LOOKED_AT]
-    if float((sample == 0).sum()) > 0.01 * sample.numel() or _symmetric(tensor):
+    if with_zeros(tensor) or _symmetric(tensor):
         return tensor
     return tensor + SHIFT
 
@@ -127,7 +128,7 @@ def with_other_numbers(value: Any) -> Any:
 
 def vary_freely(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """As `vary`, but tensors of two values are left alone."""
-    return vary(value, lambda t: t if change is not strided and _two_valued(t) else change(t))
+    return vary(value, lambda t: t if change is not strided and two_valued(t) else change(t))
 
 
 def mixed(one: Any, other: Any, share: float, factor: float, integers: list[bool]) -> Any:
@@ -240,6 +241,7 @@ def touched(args: Any, signs: bool, where: list[bool], outliers: bool) -> Any:
             new = torch.where(chance < 0.6, old * _between(*OUTLIERS_BY, count, tensor), new)
             new = torch.where(chance < 0.45, far, new)
             new.masked_fill_(chance > 7 / 8, 0.0)
+            new.masked_fill_(old == 0, 0.0)  # it may be one of those that a triangle has
         if signs:
             new.mul_(torch.randint(0, 2, (count,), device=tensor.device).mul_(2).sub_(1))
         if tensor.nbytes <= IN_PLACE_BYTES or not tensor.is_contiguous():
@@ -283,7 +285,7 @@ def reindexed(args: Any) -> Iterator[Any]:
 
 
 def _reorderable(tensor: torch.Tensor) -> bool:
-    two = tensor.is_floating_point() and not _square(tensor) and _two_valued(tensor)
+    two = tensor.is_floating_point() and not _square(tensor) and two_valued(tensor)
     return two or tensor.dtype in INTEGERS
 
 
@@ -318,6 +320,8 @@ def enlarged(args: Any) -> Iterator[Any]:
     tensors = list(_tensors(args))
     if not tensors or not tensors[0].dim() or tensors[0].shape[0] < 2:
         return
+    if any(_square(t) and with_zeros(t) for t in tensors):
+        return  # a triangle, a band, blocks: repeated rows would not keep to it
     batch = tensors[0].shape[0]
     sizes = {n for t in tensors for n in t.shape}
     chance = {n: torch.rand(()).item() for n in sizes}  # the same for all dimensions of a size
@@ -345,7 +349,7 @@ def enlarged(args: Any) -> Iterator[Any]:
 
 def reweighed(tensor: torch.Tensor) -> torch.Tensor:
     """Each weight times a factor of its own between 3/4 and 5/4: signs and zeros stay."""
-    if not tensor.is_floating_point() or _two_valued(tensor):
+    if not tensor.is_floating_point() or two_valued(tensor):
         return tensor.clone()
     return tensor * (0.75 + 0.5 * torch.rand_like(tensor))
 
@@ -359,8 +363,9 @@ def reweighed_throughout(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def touched_weight(tensor: torch.Tensor) -> torch.Tensor:
-    """A few of the weights, at random places, a tenth to a quarter larger or smaller."""
-    if not tensor.is_floating_point() or not tensor.numel():
+    """A few of the weights, at random places, a tenth to a quarter larger or smaller; a mask, which
+    may be read as one, stays what it is."""
+    if not tensor.is_floating_point() or not tensor.numel() or two_valued(tensor):
         return tensor.clone()
     tensor = tensor.clone(memory_format=torch.contiguous_format)
     places = torch.randint(0, tensor.numel(), (min(TOUCHES, 1 + tensor.numel() // 16),))
@@ -433,8 +438,21 @@ def _constant(tensor: torch.Tensor) -> bool:
     return tensor.numel() > 0 and tensor.flatten().unique().numel() == 1
 
 
-def _two_valued(tensor: torch.Tensor) -> bool:
-    return tensor.flatten()[:LOOKED_AT].unique().numel() == 2
+def two_valued(tensor: torch.Tensor) -> bool:
+    """Whether it is a mask, or labels of two kinds."""
+    return _sample(tensor).unique().numel() == 2
+
+
+def with_zeros(tensor: torch.Tensor) -> bool:
+    """Whether zeros may be part of the task: more than there are by chance."""
+    sample = _sample(tensor)
+    return float((sample == 0).sum()) > 0.01 * sample.numel()
+
+
+def _sample(tensor: torch.Tensor) -> torch.Tensor:
+    """Some of the elements, from all over it: the first row of a triangle has no zeros."""
+    flat = tensor.flatten()
+    return flat[:: flat.numel() // LOOKED_AT | 1]
 
 
 def _ordered(tensor: torch.Tensor) -> bool:
@@ -447,7 +465,7 @@ def _square(tensor: torch.Tensor) -> bool:
 
 
 def _free(tensor: torch.Tensor) -> bool:
-    sample = tensor.flatten()[:LOOKED_AT]
+    sample = _sample(tensor)
     sample = sample[sample != 0]
     return 2 * sample.unique().numel() > sample.numel() > 0 and not _symmetric(tensor)
 
