@@ -20,6 +20,7 @@ N = 22
 def race(
     delivery,
     idle=(0.0,) * N,
+    ending=(0.0,) * N,
     reference=1.1e-3,
     candidate=1.0e-3,
     strides=(),
@@ -27,18 +28,22 @@ def race(
     slots=1,
     device="cpu",
 ):
-    """A race that was run: `delivery` and `idle` are what the candidate's took beyond the other's,
-    in seconds, for each pair; `strides` those of its output, where the other's are (), from which
-    the referee needs `conversion` seconds to copy; `slots` calls made a run."""
+    """A race that was run: `delivery`, `idle` and `ending` are what the candidate's took beyond the
+    other's, in seconds, for each pair; `strides` those of its output, where the other's are (), from
+    which the referee needs `conversion` seconds to copy; `slots` calls made a run."""
     sides = [
         types.SimpleNamespace(
             deliveries=[1e-4 + d for d in late],
             late_cpu=[math.nan] * N,
+            endings=list(after),
             idle_cpu=list(rest),
             strides=layout,
             device=device,
         )
-        for late, rest, layout in ((delivery, idle, strides), ([0.0] * N, [0.0] * N, ()))
+        for late, rest, layout, after in (
+            (delivery, idle, strides, ending),
+            ([0.0] * N, [0.0] * N, (), [0.0] * N),
+        )
     ]
     for side in sides:
         side.start_counting = side.deliveries.clear
@@ -94,8 +99,9 @@ def test_a_good_part_that_surely_reappears_is_counted():
     late = [noise.gauss(9e-5, 1e-5) for _ in range(N)]
     before, after = checked(late)
     assert before["speedup_lo"] > 1.05 and after["speedup"] < 1.02 > after["speedup_lo"]
-    before, after = checked([0.0] * N, idle=late)
-    assert after["speedup"] < 1.02 < before["speedup"]
+    for where in ("idle", "ending"):
+        before, after = checked([0.0] * N, **{where: late})
+        assert after["speedup"] < 1.02 < before["speedup"]
 
 
 def test_work_put_off_is_called_what_it_is():

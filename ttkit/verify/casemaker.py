@@ -383,6 +383,11 @@ class CaseMaker:
         state = self.runner.model.state_dict()
         return {k: change(v) if k in which else v for k, v in state.items()}
 
+    def constant(self, names: Collection[str]) -> list[str]:
+        """Those of `names` whose weights are of one value throughout."""
+        state = self.runner.model.state_dict() if names else {}
+        return [name for name in names if variations.constant(state[name])]
+
     def missing(self, kept: Collection[str]) -> list[str]:
         """The parameters that are not `kept` and without which the output is not what it is.
 

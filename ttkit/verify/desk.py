@@ -211,6 +211,12 @@ class Desk:
             with ExitStack() as stack:
                 candidate, twin = self._launch(source, task, referee, number, stack)
                 again = Session(referee, candidate, protocol, self.room.limits)
+                candidate.thaw()
+                again.check_values()  # as the first time, from which it could tell this one
+                candidate.set_aside()
+                twin.thaw()
+                again.prepare(twin)
+                twin.set_aside()
                 again.measure(twin)
             session.take_in(again)
         session.conclude()
@@ -218,7 +224,7 @@ class Desk:
     def _launch(
         self, source: str, task: Task, referee: RefereeHandle, number: int, stack: ExitStack
     ) -> tuple[Side, Side]:
-        """Fresh processes of the candidate, which is set aside, and of the reference.
+        """Fresh processes of the candidate and of the reference, loaded and set aside.
 
         Each comes first every other time; on CUDA, where a start takes a third of a second, they
         come side by side.
@@ -226,11 +232,12 @@ class Desk:
 
         def start(trusted: bool) -> Side:
             if trusted and referee.twin is not None:
-                return self._keep_twin(task, referee)
-            if trusted:
-                return stack.enter_context(self._twin(task, referee))
-            side = stack.enter_context(self._side(source, task, trusted=False))
-            side.load(referee.info, referee.fds[False])
+                side = self._keep_twin(task, referee)
+            elif trusted:
+                side = stack.enter_context(self._twin(task, referee))
+            else:
+                side = stack.enter_context(self._side(source, task, trusted=False))
+                side.load(referee.info, referee.fds[False])
             side.set_aside()
             return side
 

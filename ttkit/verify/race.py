@@ -24,7 +24,7 @@ from ttkit.verify.sides import REFEREE_SECONDS, Outcome, RefereeHandle, Side
 # timed call is counted, and called a cheat when it is surely this share of the reference, and in a
 # whole turn more seconds than scheduling takes on a busy machine.
 DEFERRED_ALPHA = 0.025
-DEFERRED_PLACES = 3
+DEFERRED_PLACES = 4
 DEFERRED_FLOOR, DEFERRED_SECONDS = 0.2, 2e-4
 # A candidate that saves less than this share of its saving when inputs come one by one, in rows of
 # at most so many, has done the work of many calls in one.
@@ -215,13 +215,14 @@ class Race:
         for mine, other, where in (
             (ours.late_cpu, theirs.late_cpu, "after its answer"),
             (ours.deliveries, written, "when its output is fetched"),
+            (ours.endings, theirs.endings, "once its output was fetched"),
             (ours.idle_cpu, theirs.idle_cpu, "between its turns"),
         ):
             if not self.record["speedup"] > 1:
                 return
             # Nobody cheats to be no faster: on a task of microseconds that would be noise.
             ahead = self.record["speedup_lo"] > 1
-            conversion = converted and mine is not ours.idle_cpu
+            conversion = converted and (mine is ours.late_cpu or mine is ours.deliveries)
             per = 1 if conversion or mine is ours.deliveries else len(self.slots)
             extra = [(m - o) / per for m, o in zip(mine, other, strict=True)]
             middle, low, _ = timing.centre(extra, DEFERRED_ALPHA / DEFERRED_PLACES)

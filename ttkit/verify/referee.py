@@ -257,8 +257,10 @@ class Referee:
         self.case, self.current, self.watched = NOTHING, [], []
         self.turn = self.shared[message["trusted"]]
         name, kept = message["name"], message["weights"]
-        if name in WEIGHT_CHANGES and (missing := self.cases.missing(kept + message["unclear"])):
-            return {"name": name, "skipped": "", "missing": missing}
+        if name in WEIGHT_CHANGES:
+            unclear = self.cases.constant(message["unclear"])  # nothing else can be
+            if missing := self.cases.missing(kept + unclear):
+                return {"name": name, "skipped": "", "missing": missing}
         if message["judged"]:
             case = self.cases.numbered(message["number"], name, kept, message["fresh"])
         else:

@@ -92,9 +92,10 @@ class Side:
         self.weights_unclear: list[str] = []  # it has their values, more or less often than there
         self.changes: dict[str, str] = {}
         self.strides: list[list[int]] = []  # of the last output, -1 where they mean nothing
-        # What every turn took besides the timed run, in seconds: the delivery by the judge's clock,
-        # CPU time from the answer to the end of the turn, and between turns.
+        # What every turn took besides the timed run, in seconds: the delivery and what follows it by
+        # the judge's clock, CPU time from the answer to the end of the turn, and between turns.
         self.deliveries: list[float] = []
+        self.endings: list[float] = []
         self.late_cpu: list[float] = []
         self.idle_cpu: list[float] = []
         # The timed runs themselves: wall time by the judge's clock, and the process's CPU time.
@@ -293,10 +294,12 @@ class Side:
         late, delivered = self.ask(delivery, doing, limit, timed=True)
         if referee is not None:
             self.hand_over(referee)
-        self.ask({"op": "finish", "look": False, "pad": pad}, doing, limit)
+        finish = {"op": "finish", "look": False, "pad": pad}
+        ending, _ = self.ask(finish, doing, limit, timed=True)
         self.set_aside()
         self._cpu_at_end = process_cpu_seconds(pid)
         self.deliveries.append(late)
+        self.endings.append(ending)
         self.late_cpu.append(self._cpu_at_end - answered)
         self.run_seconds.append(seconds)
         self.run_cpu.append(answered - begun)
@@ -305,7 +308,7 @@ class Side:
 
     def start_counting(self) -> None:
         """Forget what the warm-up recorded."""
-        for record in (self.deliveries, self.late_cpu, self.idle_cpu):
+        for record in (self.deliveries, self.endings, self.late_cpu, self.idle_cpu):
             record.clear()
         self.run_seconds.clear()
         self.run_cpu.clear()

@@ -70,7 +70,7 @@ def small(tensor: torch.Tensor) -> torch.Tensor:
 def shifted(tensor: torch.Tensor) -> torch.Tensor:
     """Another mean; not where zeros or symmetry may be part of the task. A tensor of one value (an
     initial state of zeros) gets random values."""
-    if tensor.numel() > 1 and _constant(tensor):
+    if tensor.numel() > 1 and constant(tensor):
         return tensor + SHIFT * torch.rand_like(tensor)
     if with_zeros(tensor) or _symmetric(tensor):
         return tensor
@@ -357,7 +357,7 @@ def reweighed(tensor: torch.Tensor) -> torch.Tensor:
 def reweighed_throughout(tensor: torch.Tensor) -> torch.Tensor:
     """As `reweighed`; tensors of one value (zeros, ones) get something between 1/4 and 1/2 added,
     so that what they switch off, or leave as it is, comes to matter."""
-    if tensor.is_floating_point() and _constant(tensor):
+    if tensor.is_floating_point() and constant(tensor):
         return tensor + 0.25 * (1 + torch.rand_like(tensor))
     return reweighed(tensor)
 
@@ -434,7 +434,8 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(item)
 
 
-def _constant(tensor: torch.Tensor) -> bool:
+def constant(tensor: torch.Tensor) -> bool:
+    """Whether it is of one value throughout."""
     return tensor.numel() > 0 and tensor.flatten().unique().numel() == 1
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import errno
+import functools
 import linecache
 import os
 import random
@@ -339,7 +340,7 @@ class Candidate:
         for key, places in self.places.items():
             for place in places:
                 # By way of `data`, so that no version tells that something was written.
-                place.data.copy_(self.weights.view(self.specs[key]))
+                place.data.copy_(self.weights.view(self.specs[key]).reshape(place.shape))
         return list(self.places)
 
     def _find_places(self) -> dict[str, list[torch.Tensor]]:
@@ -434,12 +435,18 @@ class Candidate:
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
+    """Whether two tensors hold the same, one maybe in another shape (constants are everywhere)."""
+    if one.dtype != other.dtype or one.numel() != other.numel():
+        return False
+    if one.shape == other.shape:
+        return torch.equal(one, other)
+    one, other = one.flatten(), other.flatten()
+    return torch.equal(one, other) and not bool((one == one[:1]).all())
 
 
 def tensors_within(value: Any) -> list[torch.Tensor]:
-    """The dense tensors that an object's attributes, modules, lists and dictionaries hold, each
-    once, in the order of their definition."""
+    """The dense tensors that an object's attributes, modules, lists, dictionaries and functions
+    hold, each once, in the order of their definition."""
     found: dict[int, torch.Tensor] = {}
     seen: dict[int, Any] = {}
     waiting = [value]
@@ -458,10 +465,26 @@ def tensors_within(value: Any) -> list[torch.Tensor]:
             inside = list(item)
         elif isinstance(item, torch.jit.ScriptModule):
             inside = [*item.parameters(), *item.buffers()]
-        elif not isinstance(item, (type, types.ModuleType)) and hasattr(item, "__dict__"):
-            inside = list(vars(item).values())
+        elif isinstance(item, functools.partial):
+            inside = [item.func, item.args, item.keywords]
+        elif isinstance(item, types.MethodType):
+            inside = [item.__self__]
+        elif isinstance(item, types.FunctionType):
+            inside = [_cell(cell) for cell in item.__closure__ or ()]
+        elif not isinstance(item, (type, types.ModuleType)):
+            slots = getattr(type(item), "__slots__", ())
+            names = (slots,) if isinstance(slots, str) else slots
+            inside = [*getattr(item, "__dict__", {}).values()]
+            inside += [getattr(item, name, None) for name in names if isinstance(name, str)]
         waiting += reversed(inside)
     return list(found.values())
+
+
+def _cell(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
 
 
 def main(channel: Channel, spec: dict[str, Any]) -> None:
