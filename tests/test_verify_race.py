@@ -29,8 +29,8 @@ def race(
     device="cpu",
 ):
     """A race that was run: `delivery`, `idle` and `ending` are what the candidate's took beyond the
-    other's, in seconds, for each pair; `strides` those of its output, where the other's are (), from
-    which the referee needs `conversion` seconds to copy; `slots` calls made a run."""
+    other's, in seconds, for each pair; `strides` those of its output, where the other's are (),
+    from which the referee needs `conversion` seconds to copy; `slots` calls made a run."""
     sides = [
         types.SimpleNamespace(
             deliveries=[1e-4 + d for d in late],

@@ -12,7 +12,7 @@ import torch
 from ttkit.verify import correctness, variations
 from ttkit.verify.arena import flatten, tensors_of, unflatten
 from ttkit.verify.cases import Case, NativeCase, same_bits, size_of
-from ttkit.verify.worker import Runner, kind_of, overlap, seed_all, to_device, values_of
+from ttkit.verify.worker import Runner, kind_of, overlaps, seed_all, to_device, values_of
 
 # A reference that disagrees so much with float64, or with its own second run, is no yardstick.
 # Where nearly all of its output is NaN, so may a candidate's be.
@@ -52,6 +52,7 @@ class CaseMaker:
         self.like: Any = None  # the first inputs, unless they are large
         self.pool: list[Any] = []
         self.mutates = True  # until it is known
+        self.usually_finite = True  # the output, on inputs as declared
         # How inputs for timing may be touched: with other signs, without, or not at all.
         self.signs: bool | None = None
         self.touched_errors: list[float] = []
@@ -128,7 +129,8 @@ class CaseMaker:
         """Run the reference on `args`, natively and in float64, with other `weights` if given."""
         case = self._native(name, args, weights)
         case.exact = self._exact(args, case.outputs, weights)
-        if not case.finite:
+        # Where that is so as declared, NaN for NaN, if the reference itself agrees.
+        if not case.finite and (self.usually_finite or not max(case.own_errors) < VAGUE_ERROR):
             case.skipped = "the float64 reference is not finite"
         return case
 
@@ -138,7 +140,7 @@ class CaseMaker:
         with torch.no_grad():
             tree = flatten(_call(self.runner.model, given, weights), tensors)
             case = Case(name, args, [_own(t) for t in tensors], [], tree)
-            case.aliases = overlap(given, tensors)
+            case.aliases = overlaps(tensors_of(given), tensors)
         case.types = tuple(map(kind_of, tensors))
         case.weights = None if weights is None else list(weights.values())
         return case
@@ -183,12 +185,14 @@ class CaseMaker:
         self.follows = self._follows(native)
         try:
             native.exact = self._exact(args, native.outputs)
+            self.usually_finite = native.finite
             errors = native.own_errors
         except torch.OutOfMemoryError:
             small = self.shrunk(args)
             if small is None:
                 raise
-            errors = self.case("declared", small).own_errors
+            cut = self.case("declared", small)
+            self.usually_finite, errors = cut.finite, cut.own_errors
         if self._small(native):
             self.kept[0] = native
             return native
@@ -333,7 +337,9 @@ class CaseMaker:
             for value in (tensors[place], others[place]):
                 given = [*tensors[:place], way(value), *tensors[place + 1 :]]
                 pair.append(self._native("own", unflatten(tree, given)).outputs)
-            return correctness.all_finite(pair[0] + pair[1]) and any(map(_unlike, *pair))
+            if self.usually_finite and not correctness.all_finite(pair[0] + pair[1]):
+                return False
+            return any(_unlike(*_finite_in_both(a, b)) for a, b in zip(*pair, strict=True))
 
         changed = list(tensors)
         for place, (tensor, other) in enumerate(zip(tensors, others, strict=True)):
@@ -444,7 +450,18 @@ class CaseMaker:
             other = self._native("own", self.inputs_alike()).outputs
             if [t.shape for t in other] != [t.shape for t in case.outputs]:
                 unusable = "the shape of the reference's output depends on the values of its inputs"
-        return {"mutates": changed, "unusable": unusable}
+        return {"mutates": changed, "unusable": unusable, "reuses": self._reuses()}
+
+    def _reuses(self) -> bool:
+        """Whether what the reference returns is the same memory in each call."""
+        args = self._small_inputs()
+        if size_of(args) > LARGE_BYTES:
+            return False
+        self.runner.inputs = [tuple(args), tuple(copy.deepcopy(args))]
+        self.runner.run([0, 1])
+        found = self.runner.reuses()
+        self.runner.forget()
+        return found
 
 
 def _dense(value: Any) -> Any:
@@ -475,6 +492,11 @@ def _own(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.nbytes > LARGE_BYTES:
         return tensor.contiguous()
     return tensor.clone(memory_format=DENSE)
+
+
+def _finite_in_both(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    both = one.isfinite() & other.isfinite()
+    return one[both], other[both]
 
 
 def _unlike(one: torch.Tensor, other: torch.Tensor) -> bool:

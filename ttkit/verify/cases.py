@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,8 +25,8 @@ class Case:
 
     `tree` says how the output is built (ttkit.verify.arena.flatten), `types` its tensors' types.
     `weights` are those of the model, in the order of its state, where they are not its own,
-    `aliases` whether the reference's output shares memory with its inputs here. `skipped` says why
-    a variation is left out, if it is.
+    `aliases` for each output tensor the input tensors that it shares memory with. `skipped` says
+    why a variation is left out, if it is.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Case:
     types: tuple[str, ...] = ()
     weights: list[torch.Tensor] | None = None
     skipped: str = ""
-    aliases: bool = False
+    aliases: list[list[int]] = field(default_factory=list)
 
     @functools.cached_property
     def yardsticks(self) -> list[correctness.Yardstick | None]:

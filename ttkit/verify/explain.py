@@ -56,6 +56,7 @@ DEMANDS = {
     "output_shape": "it returns the reference's shapes",
     "output_structure": "its tensors come in the same lists and tuples",
     "output_aliases_input": "its output shares no memory with an input",
+    "output_reused": "what it returned stays as it is when it is called again",
     "weights_kept": "it keeps the reference's weights, and takes others",
     "inputs_mutated": "it does not write to its inputs",
     "calls_reference": "it does not run the reference",

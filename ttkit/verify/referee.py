@@ -23,12 +23,12 @@ from typing import Any
 import torch
 
 from ttkit.verify import physics
-from ttkit.verify.arena import Arena, extent, flatten, place, tensors_of
+from ttkit.verify.arena import Arena, extent, flatten, place, spanned_bytes, tensors_of
 from ttkit.verify.casemaker import LARGE_BYTES, CaseMaker, secret_seed
 from ttkit.verify.cases import Case, NativeCase, judge, same_bits, same_values, size_of
 from ttkit.verify.channel import BadMessage, Channel, ChannelClosed
 from ttkit.verify.correctness import surely_close
-from ttkit.verify.variations import WEIGHT_CHANGES
+from ttkit.verify.variations import TOUCHED, WEIGHT_CHANGES
 from ttkit.verify.worker import Runner, describe, give_back_memory, load_module, values_of
 
 # A timed run calls the model once for each of several input sets until it lasts about this long,
@@ -94,6 +94,7 @@ class Referee:
     """Answers the judge's requests about one task."""
 
     turn: Shared  # that of the side whose turn it is
+    staged: list[tuple[Any, dict[str, Any]]]  # its inputs, and where they lie
     filled: int  # bytes of its inputs that are in use
 
     def __init__(self, channel: Channel, spec: dict[str, Any]):
@@ -169,7 +170,9 @@ class Referee:
         if input_bytes > LARGE_BYTES:
             self.slot_bytes = input_bytes + 4096 - input_bytes % 256
         room = output_bytes + (output_bytes >> 2 if output_bytes <= LARGE_BYTES else 0) + 4096
-        self._share(self.slot_bytes * self.slots, room)
+        # Two calls that follow each other have inputs of their own (of large ones cut-down forms).
+        slots = max(self.slots, 1 if input_bytes > LARGE_BYTES else 2)
+        self._share(self.slot_bytes * slots, room)
         # Fresh inputs for every pair where making them does not dwarf the pair itself.
         self.fresh = make_ms <= 4 * reference_ms + 5.0
         self.flush_buffer = self._flush_buffer(message["flush_bytes"])
@@ -274,10 +277,15 @@ class Referee:
         ends = (size_of(case.args), self.slot_bytes), (size_of(case.outputs), self.turn.output.size)
         if any(needed > room for needed, room in ends):
             return {"name": case.name, "skipped": "there is no room for more rows of large tensors"}
-        self.case_set = self._describe_set(case.args, 0)
-        self.filled = size_of(case.args)
-        self._write(case.args, self.case_set)
-        self.watched = [] if message["trusted"] else [(case.args, self.case_set)]
+        inputs = [case.args]
+        if case.name == TOUCHED and 2 * size_of(case.args) <= self.turn.inputs.size:
+            inputs.append(self.cases.touched(case.args))  # for a call after it
+        sets = [self._describe_set(args, i * size_of(case.args)) for i, args in enumerate(inputs)]
+        self.filled = len(inputs) * size_of(case.args)
+        self.staged = list(zip(inputs, sets, strict=True))
+        for args, described in self.staged:
+            self._write(args, described)
+        self.watched = [] if message["trusted"] else self.staged
         if case.weights is not None:
             self._write_weights(False, case.weights)
         self._poison()
@@ -287,7 +295,7 @@ class Referee:
             "skipped": "",
             "aliases": case.aliases,
             "reweigh": case.weights is not None,
-            "sets": [self.case_set],
+            "sets": sets,
             "output": self._describe_output(case),
         }
 
@@ -297,13 +305,16 @@ class Referee:
         Then an output that is a view of an input, or is yet to be computed from one, is wrong.
         """
         self._look_for_changes()
-        if not self.case.aliases:
-            base = self.turn.inputs.base
-            pages = base[: self.filled + -self.filled % PAGE].view(-1, PAGE)
-            start = secret_seed() % (PAGE // POISON) * POISON
-            pages[:, start : start + POISON] = 255
-            base[:POISON] = 255
-            self._synchronize()
+        base = self.turn.inputs.base
+        aliased = {number for inputs in self.case.aliases for number in inputs}
+        if not aliased:
+            _cover(base[: self.filled + -self.filled % PAGE])
+        else:  # but those that the reference's output may be a part of
+            for _, described in self.staged:
+                for number, spec in enumerate(described["tensors"]):
+                    if number not in aliased:
+                        _cover(base[spec["offset"] :][: spanned_bytes(spec)])
+        self._synchronize()
         return {}
 
     def do_take(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -342,10 +353,10 @@ class Referee:
 
     # Shared memory ---------------------------------------------------------------------------
 
-    def _describe_set(self, args: Any, slot: int) -> dict[str, Any]:
+    def _describe_set(self, args: Any, start: int) -> dict[str, Any]:
         tensors: list[torch.Tensor] = []
         tree = flatten(list(args), tensors)
-        specs, end = place(tensors, slot * self.slot_bytes)
+        specs, end = place(tensors, start)
         if end > self.shared[False].inputs.size:
             raise RuntimeError("the inputs grew beyond the room made for them")
         return {"tree": tree, "tensors": specs}
@@ -374,7 +385,8 @@ class Referee:
         # Draws made for earlier candidates serve again: no process meets one of them twice.
         self.unseen = random.SystemRandom().sample(self.deck, len(self.deck))
         self.do_draw(message)
-        self.sets = [self._describe_set(args, i) for i, args in enumerate(self.current)]
+        starts = (slot * self.slot_bytes for slot in range(self.slots))
+        self.sets = list(map(self._describe_set, self.current, starts))
         self.filled = self.shared[False].inputs.size
         self.watched, self.mutated = [], False
         self._release()
@@ -405,13 +417,13 @@ class Referee:
         self.turn = self.shared[message["trusted"]]
         if len(slots) < self.slots:
             self.turn.inputs.base.fill_(255)
-        pairs = [(self.current[slot], self.sets[slot]) for slot in slots]
-        for args, described in pairs:
+        self.staged = [(self.current[slot], self.sets[slot]) for slot in slots]
+        for args, described in self.staged:
             self._write(args, described)
         for slot, key in zip(slots, keys, strict=bool(keys)):
             self.turn.inputs.scramble(self.sets[slot]["tensors"], key)
         self._poison()
-        self.watched = [] if message["trusted"] else pairs
+        self.watched = [] if message["trusted"] else self.staged
         return {"seconds": self._flush()}
 
     def _look_for_changes(self) -> None:
@@ -473,6 +485,14 @@ def _random_part(tensor: torch.Tensor) -> slice | None:
         return None
     start = secret_seed() % (tensor.numel() - part)
     return slice(start, start + part)
+
+
+def _cover(memory: torch.Tensor) -> None:
+    """Poison some of every page of `memory`, at a secret place in it."""
+    start = secret_seed() % (PAGE // POISON) * POISON
+    pages = memory[: len(memory) // PAGE * PAGE].view(-1, PAGE)
+    pages[:, start : start + POISON] = 255
+    memory[:POISON] = 255
 
 
 def _placed_outputs(case: Case) -> tuple[list[dict[str, Any]], int]:

@@ -63,7 +63,7 @@ class Session:
             close = self._check(number, close)
         self.checks += ["inputs_mutated", "output_aliases_input", "output_type", "forged_answer"]
         if self.protocol.variations:
-            self.checks += ["calls_reference", "tampered_runtime", "global_state"]
+            self.checks += ["output_reused", "calls_reference", "tampered_runtime", "global_state"]
 
     def _check(
         self, number: int, close: bool = True, *, name: str = "", fresh: bool = False
@@ -84,13 +84,16 @@ class Session:
         for key in ("max_error", "reference_error"):
             if math.isfinite(result[key]):
                 self.record[key] = max(self.record.get(key, 0.0), result[key])
-        if finish.get("aliases") and not case["aliases"]:
+        if _beyond(finish.get("aliases"), case["aliases"]):
             raise Outcome(
                 "rejected",
                 "its output shares memory with an input, the reference's does not "
                 f"(on inputs {case['name']})",
                 "output_aliases_input",
             )
+        if finish.get("reuses") and not self.referee.info["reuses"]:
+            text = "it returns the same memory from each call: the next one overwrites what it was"
+            raise Outcome("rejected", text, "output_reused")
         # Before it is judged: KernelBench may let pass what is incorrect here.
         self.record["kernelbench_allclose"] = close = close and result["allclose"]
         where = "on inputs " + case["name"]
@@ -135,7 +138,8 @@ class Session:
         watched = watched and bool(self.protocol.variations)
         # A first call may compile, and one on other shapes again.
         limit = max(self.run_limit, side.compile_seconds)
-        _, ran = side.ask({"op": "run_watched" if watched else "run", "slots": [0]}, doing, limit)
+        run = {"op": "run_watched" if watched else "run", "slots": list(range(len(case["sets"])))}
+        _, ran = side.ask(run, doing, limit)
         if self.protocol.compared:
             self.referee.ask("cover")
         _, delivered = side.ask({"op": "deliver", "which": 0}, doing, self.run_limit)
@@ -222,6 +226,14 @@ def judge(result: dict[str, Any], check: str, may_mutate: bool, where: str) -> N
         raise Outcome("rejected", f"it changed its inputs in place ({where})", "inputs_mutated")
     if not result["ok"]:
         raise Outcome("incorrect", f"wrong values {where}: {result['what']}", check)
+
+
+def _beyond(found: Any, allowed: list[list[int]]) -> bool:
+    """Whether an output shares memory with inputs (a candidate's answer) that it may not."""
+    rows = found if isinstance(found, list) else []
+    rows = [row if isinstance(row, list) else [row] for row in rows]
+    padded = allowed + [[]] * (len(rows) - len(allowed))
+    return any(n not in may for row, may in zip(rows, padded, strict=False) for n in row)
 
 
 def _without(missing: list[str]) -> str:

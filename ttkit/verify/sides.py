@@ -92,8 +92,8 @@ class Side:
         self.weights_unclear: list[str] = []  # it has their values, more or less often than there
         self.changes: dict[str, str] = {}
         self.strides: list[list[int]] = []  # of the last output, -1 where they mean nothing
-        # What every turn took besides the timed run, in seconds: the delivery and what follows it by
-        # the judge's clock, CPU time from the answer to the end of the turn, and between turns.
+        # What every turn took besides the timed run, in seconds: the delivery and what follows it
+        # by the judge's clock, CPU time from the answer to the end of the turn, and between turns.
         self.deliveries: list[float] = []
         self.endings: list[float] = []
         self.late_cpu: list[float] = []

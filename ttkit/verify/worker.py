@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from ttkit.verify import watch
-from ttkit.verify.arena import Arena, flatten, tensors_of, unflatten
+from ttkit.verify.arena import Arena, extent, flatten, tensors_of, unflatten
 from ttkit.verify.channel import BadMessage, Channel, ChannelClosed
 
 TEXT = 2000
@@ -157,26 +157,29 @@ class Runner:
             self._synchronize()
         return {"strides": [_strides(leaf) for leaf in leaves], "values": values_of(found)}
 
-    def aliases(self, slot: int, which: int) -> bool:
-        """Whether output `which` shares memory with the inputs of `slot`."""
-        outputs: list[torch.Tensor] = []
-        flatten(self.outputs[which], outputs)
-        return overlap(list(self.inputs[slot]), outputs)
+    def aliases(self) -> list[list[int]]:
+        """For each tensor of the first output the tensors of its inputs that share its memory."""
+        return overlaps(tensors_of(self.inputs[0]), tensors_of([self.outputs[0]]))
+
+    def reuses(self) -> bool:
+        """Whether the outputs of the last run share memory with each other."""
+        first, *others = [tensors_of([output]) for output in self.outputs]
+        return any(any(overlaps(first, other)) for other in others)
 
 
-def overlap(args: Any, outputs: list[torch.Tensor]) -> bool:
-    """Whether some of `outputs` shares memory with a tensor in `args`."""
-    spans = [_span(t) for t in tensors_of(args) if t.numel()]
-    return any(
-        low < end and start < high
-        for start, end in (_span(t) for t in outputs if t.numel())
-        for low, high in spans
-    )
+def overlaps(args: list[torch.Tensor], outputs: list[torch.Tensor]) -> list[list[int]]:
+    """For each of `outputs` the numbers of those of `args` that it shares memory with."""
+    spans = [_span(t) for t in args]
+    return [
+        [i for i, (low, high) in enumerate(spans) if max(low, start) < min(high, end)]
+        for start, end in map(_span, outputs)
+    ]
 
 
 def _span(tensor: torch.Tensor) -> tuple[int, int]:
-    storage = tensor.untyped_storage()
-    return storage.data_ptr(), storage.data_ptr() + storage.nbytes()
+    # Its own part of the storage: all inputs lie in one.
+    size = extent(list(tensor.shape), list(tensor.stride())) * tensor.element_size()
+    return tensor.data_ptr(), tensor.data_ptr() + size
 
 
 def shape_of(tree: Any) -> Any:
@@ -216,7 +219,8 @@ def _strides(tensor: torch.Tensor) -> list[int]:
 def kind_of(tensor: torch.Tensor) -> str:
     """The type of an output tensor, and what is left to compute for who reads it."""
     marks = {"negated": tensor.is_neg(), "conjugated": tensor.is_conj()}
-    return " ".join([type(tensor).__name__, *(mark for mark, there in marks.items() if there)])
+    kind = "Tensor" if type(tensor) is torch.nn.Parameter else type(tensor).__name__
+    return " ".join([kind, *(mark for mark, there in marks.items() if there)])
 
 
 def _check_leaf(leaf: torch.Tensor, target: torch.Tensor, name: str) -> None:
@@ -428,7 +432,8 @@ class Candidate:
         assert self.runner is not None
         found: dict[str, Any] = {}
         if message["look"]:
-            found = {"aliases": self.runner.aliases(0, 0), "changes": self.before.changes()}
+            found = {"aliases": self.runner.aliases(), "reuses": self.runner.reuses()}
+            found["changes"] = self.before.changes()
         self.runner.forget(message["pad"])
         self._view_inputs()
         return found
