@@ -66,6 +66,7 @@ VALUES = frozenset(
         "values_other_weights",
         "values_touched_weights",
         "values_unsaturated",
+        "values_special",
         "values_other_indices",
         "values_timed",
     )

@@ -230,6 +230,7 @@ if caller and len(caller.f_locals["slots"]) > 1:
 WORK
 return out
 """,
+        "values_touched",
         "values_timed",
     ),
     cheat(

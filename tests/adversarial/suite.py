@@ -19,13 +19,26 @@ from . import (
     kernels,
     memory,
     phases,
+    second_look,
     timing,
     unvaried,
     values,
 )
 from .case import CLASSES, Case
 
-PARTS = (values, memory, timing, phases, harness, isolation, adaptive, unvaried, gpu, kernels)
+PARTS = (
+    values,
+    memory,
+    timing,
+    phases,
+    harness,
+    isolation,
+    adaptive,
+    unvaried,
+    second_look,
+    gpu,
+    kernels,
+)
 CASES: tuple[Case, ...] = tuple(
     sorted(
         (case for part in PARTS for case in part.CASES),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -80,6 +81,15 @@ class CaseMaker:
                 return drawn
         return variations.mixed(self.like, self.like, 0.5, 1.0, [])
 
+    def repeats(self) -> bool:
+        """Whether every draw is the same: a generator of a fixed seed."""
+        one = tensors_of(first := self.inputs())
+        if size_of(first) > LARGE_BYTES:
+            return False
+        other = tensors_of(self.inputs())
+        equal = all(a.shape == b.shape and same_bits(a, b) for a, b in zip(one, other, strict=True))
+        return equal and any(t.is_floating_point() for t in one)
+
     def pooled_inputs(self, count: int) -> list[Any]:
         """`count` sets for tasks whose inputs take long to make: a few, mixed anew each time.
 
@@ -130,9 +140,15 @@ class CaseMaker:
         case = self._native(name, args, weights)
         case.exact = self._exact(args, case.outputs, weights)
         # Where that is so as declared, NaN for NaN, if the reference itself agrees.
-        if not case.finite and (self.usually_finite or not max(case.own_errors) < VAGUE_ERROR):
+        # (How infinite inputs spread is nobody's promise.)
+        strict = self.usually_finite or name == variations.SPECIAL
+        if not case.finite and (strict or not max(case.own_errors) < VAGUE_ERROR):
             case.skipped = "the float64 reference is not finite"
         return case
+
+    def judged(self, name: str, args: Any, weights: dict[str, torch.Tensor] | None) -> Case:
+        """`case`, skipped where the reference itself is vague about it."""
+        return _unless_vague(self.case(name, args, weights))
 
     def _native(self, name: str, args: Any, weights: dict[str, torch.Tensor] | None = None) -> Case:
         tensors: list[torch.Tensor] = []
@@ -249,9 +265,7 @@ class CaseMaker:
             case = self.case(name, self.inputs_alike())
             case.skipped = ""
         else:
-            case = self._variation(name)
-            if not case.skipped and max(case.reference_errors, default=0.0) > VAGUE_ERROR:
-                case.skipped = "the reference itself is far from its float64 run"
+            case = _unless_vague(self._variation(name))
         if case.skipped or self._small(case):
             self.kept[number] = case
         return case
@@ -314,6 +328,8 @@ class CaseMaker:
                         yield swap(variations.touched(args, signs, self.touchable, outliers))
         elif name == variations.UNSATURATED:
             yield from self._unsaturated(args)
+        elif name == variations.SPECIAL:
+            yield self._special(args)
         else:
             changed = variations.vary_freely(args, variations.VALUES[name])
             others = variations.with_other_numbers(changed) if name == "shifted" else changed
@@ -322,6 +338,28 @@ class CaseMaker:
             yield changed
             if name == "large":
                 yield variations.vary_freely(args, variations.less_large)
+
+    def varied(self, name: str, args: Any) -> Any:
+        """`args` varied in place of what is declared, in the way that the kept case of this kind
+        was; None where there is none, or where they are large."""
+        if size_of(args) > LARGE_BYTES or not any(
+            case.name == name and not case.skipped for case in self.kept.values()
+        ):
+            return None
+        if name == variations.UNSATURATED:
+            return next(self._unsaturated(args), None)
+        milder = name == "large" and self.borne.get(name, 0) > 0
+        return variations.vary_freely(
+            args, variations.less_large if milder else variations.VALUES[name]
+        )
+
+    def reweighed(self, kept: Collection[str]) -> dict[str, torch.Tensor] | None:
+        """Other weights anew, as in the kept case with such; None where there is none."""
+        name = variations.WEIGHTS
+        if not any(case.weights is not None for case in self.kept.values()):
+            return None
+        names = self.state() & set(kept)
+        return self._weights(names, variations.WEIGHT_CHANGES[name][self.borne.get(name, 0)])
 
     def _unsaturated(self, args: Any) -> Iterator[Any]:
         """`args` with those tensors changed that make no difference to the output as they are, so
@@ -351,6 +389,19 @@ class CaseMaker:
                 changed[place] = next(ways, variations.unchanged)(tensor)
         if any(a is not b for a, b in zip(changed, tensors, strict=True)):
             yield unflatten(tree, changed)
+
+    def _special(self, args: Any) -> Any:
+        """`args` with the most special values in each tensor that leave the output finite."""
+        for number in range(len(tensors_of(args))):
+            for values in variations.SPECIAL_VALUES:
+                changed = variations.special(args, number, values)
+                if changed is None:
+                    break
+                with contextlib.suppress(Exception):  # whatever the reference raises
+                    if correctness.all_finite(self._native("own", changed).outputs):
+                        args = changed
+                        break
+        return args
 
     def _small_inputs(self) -> Any:
         """Inputs as declared or, where they are large, as much of them as makes a small task."""
@@ -492,6 +543,12 @@ def _own(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.nbytes > LARGE_BYTES:
         return tensor.contiguous()
     return tensor.clone(memory_format=DENSE)
+
+
+def _unless_vague(case: Case) -> Case:
+    if not case.skipped and max(case.reference_errors, default=0.0) > VAGUE_ERROR:
+        case.skipped = "the reference itself is far from its float64 run"
+    return case
 
 
 def _finite_in_both(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

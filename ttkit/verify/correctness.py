@@ -2,10 +2,11 @@
 
     err(y) = max |y - y64| / (|y64| + rms(y64))
 
-A candidate is accepted when err <= max(10 * err(reference), 32 * eps(dtype)), and its NaN and Inf
-stand where the float64 run has them. The root mean square in the denominator keeps elements that
-happen to be near zero from dominating; unlike a fixed absolute tolerance it scales with the output,
-and since it is the smallest of the whole's, the row's and the column's, with every part of it.
+A candidate is accepted when err <= max(10 * err(reference), 32 * eps(dtype)), 4 * eps for half
+floats, and its NaN and Inf stand where the float64 run has them. The root mean square in the
+denominator keeps elements that happen to be near zero from dominating; unlike a fixed absolute
+tolerance it scales with the output, and since it is the smallest of the whole's, the row's and the
+column's, with every part of it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 ERROR_FACTOR = 10.0
-EPS_FACTOR, EPS_FACTOR_DOUBLE = 32.0, 4096.0
+# (32 roundings of a half float are a quarter of its value.)
+EPS_FACTOR, EPS_FACTOR_DOUBLE, EPS_FACTOR_HALF = 32.0, 4096.0, 4.0
 LOCAL_FLOOR = 1e-3
 # A row or column of fewer elements has no size of its own: one that is near zero by chance would
 # decide both errors.
@@ -29,7 +31,7 @@ FEW = 8
 # times as many as in the reference: where a number is as near to one as to the other.
 UNDECIDED = 1e-5
 # Values too small for the error above to show, of which so many are off by so large a part.
-LOST_SHARE, LOST_LEAST, LOST_PART = 0.05, 8, 0.5
+LOST_SHARE, LOST_LEAST, LOST_PART, LOST_LINE = 0.05, 8, 0.5, 0.5
 # Elements of a large tensor that are looked at together.
 PIECE = 1 << 26
 # KernelBench's tolerances by dtype (src/kernelbench/eval.py, get_tolerance_for_precision).
@@ -195,6 +197,7 @@ def allowed_error(reference_error: float, dtype: torch.dtype) -> float:
     of the size that a sum of some thousand numbers has.
     """
     factor = EPS_FACTOR_DOUBLE if dtype in (torch.float64, torch.complex128) else EPS_FACTOR
+    factor = EPS_FACTOR_HALF if dtype in (torch.float16, torch.bfloat16) else factor
     return max(ERROR_FACTOR * reference_error, factor * torch.finfo(dtype).eps)
 
 
@@ -241,13 +244,29 @@ def lost(y: torch.Tensor, reference: torch.Tensor, y64: torch.Tensor | None = No
     """
     if not y.is_floating_point() or not y.numel():
         return False
-    count = 0
-    for a, b, *exact in _pieces(y, reference, *([] if y64 is None else [y64])):
-        off = (a.sub(b).abs_() > b.abs().mul_(LOST_PART)).logical_and_(b.isfinite())
-        for truth in exact:
-            off.logical_and_(b.sub(truth).abs_() <= truth.abs().mul_(LOST_PART / 10))
-        count += int(off.sum())
-    return count > max(LOST_SHARE * y.numel(), LOST_LEAST)
+    if y.numel() > PIECE:
+        pieces = _pieces(y, reference, *([] if y64 is None else [y64]))
+        count = sum(int(_off(*piece).sum()) for piece in pieces)
+        return count > max(LOST_SHARE * y.numel(), LOST_LEAST)
+    off = _off(y, reference, *([] if y64 is None else [y64]))
+    if int(off.sum()) > max(LOST_SHARE * y.numel(), LOST_LEAST):
+        return True
+    # Or most of a row, or of a column, where it is known that those are no noise.
+    lines = [off, off.transpose(0, -1)] if off.dim() > 1 and y64 is not None else []
+    return any(
+        bool((line.flatten(1).sum(dim=1) > LOST_LINE * line[0].numel()).any())
+        for line in lines
+        if line[0].numel() >= FEW
+    )
+
+
+def _off(y: torch.Tensor, reference: torch.Tensor, *y64: torch.Tensor) -> torch.Tensor:
+    off = (y.sub(reference).abs_() > reference.abs().mul_(LOST_PART)).logical_and_(
+        reference.isfinite()
+    )
+    for truth in y64:
+        off.logical_and_(reference.sub(truth).abs_() <= truth.abs().mul_(LOST_PART / 10))
+    return off
 
 
 def surely_close(y: torch.Tensor, reference: torch.Tensor, reference_error: float) -> bool:

@@ -27,8 +27,11 @@ VARIATION_NAMES = (
     "noncontiguous",
     "other_indices",
     "unsaturated",
+    "special",
     "other_weights",
 )
+# Those whose inputs have the shapes, the layout and the plain numbers of the declared ones.
+IN_PLACE = ("negated", "scaled", "large", "small", "near_one", "shifted", "unsaturated")
 # The kind of one more case once all has been timed: the weights are changed a little.
 TOUCHED_WEIGHTS = "touched_weights"
 

@@ -1,18 +1,22 @@
 """The second half of a session: candidate and reference timed in turns, and what could fool that.
 
 Whoever is not running is frozen, so that it can neither prepare its next turn nor slow down the
-other's. The outputs of every timed pair are compared. After the pairs, those whose interval says
-"faster" are asked where the time went: to the delivery, to a moment between turns, to another core,
-or to one call that served many.
+other's. The outputs of every timed pair are compared. Among the pairs, at secret places, are turns
+that do not count, on inputs unlike the declared ones, and all weights change once: a program cannot
+do one thing where it is checked and another where it is timed. After the pairs, those whose
+interval says "faster" are asked where the time went: to the delivery, to a moment between turns, to
+another core, or to one call that served many.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from ttkit.errors import InfraError
@@ -55,9 +59,14 @@ class Race:
         reference: Side,
         protocol: Protocol,
         run_limit: float,
+        varied: Sequence[str] = (),
+        reweigh: bool = False,
     ):
+        """`varied` names the variations that the candidate has passed (of those whose inputs look
+        like the declared ones), `reweigh` says that it has been run with other weights."""
         self.referee, self.candidate, self.reference = referee, candidate, reference
         self.protocol, self.run_limit = protocol, run_limit
+        self.varied, self.reweigh, self.reweighed = list(varied), reweigh, False
         self.record: dict[str, Any] = {}
         self.checks: list[str] = []
         # The system's generator: a candidate must not foresee the order of a pair.
@@ -87,6 +96,11 @@ class Race:
         finally:
             for side in sides:
                 side.thaw()
+            if self.reweighed:
+                self.referee.ask("own_weights")
+                self.reference.reweigh(REFEREE_SECONDS)
+        if self.reweighed:
+            self.candidate.reweigh(self.run_limit)
 
     def _measure_null(self) -> None:
         """The round trip of a run of nothing, the least that has been found."""
@@ -135,6 +149,49 @@ class Race:
                 raise Outcome("incorrect", text, "values_timed")
         return times[True], times[False]
 
+    def _interrupted(self) -> Callable[[], tuple[float, float]]:
+        """Pairs, before some of which, drawn among those that are surely run, something varies."""
+        again: list[Callable[[], None]] = [
+            partial(self._vary, name, which)
+            for name in self.varied
+            for which in self.random.sample(self.slots, min(2, len(self.slots)))
+        ]
+        again += [self._change_weights] if self.reweigh else []
+        plan = [(self.random.randrange(1, self.protocol.looks[0]), act) for act in again]
+        done = itertools.count()
+
+        def trial() -> tuple[float, float]:
+            number = next(done)
+            for due, act in plan:
+                if due == number:
+                    act()
+            return self._pair()
+
+        return trial
+
+    def _vary(self, name: str, which: int) -> None:
+        """A turn of the candidate like any other, but for its inputs and that nobody counts it."""
+        self.referee.ask("draw")
+        if not self.referee.ask("vary", slot=which, name=name)["varied"]:
+            return
+        self._turn(self.candidate, self.slots, which)
+        self.candidate.uncount()
+        result = self.referee.ask("varied", slot=which, name=name, values=self._values[False])
+        if not result["ok"]:
+            text = f"wrong values on inputs {name} between timed runs: {result['what']}"
+            raise Outcome("incorrect", text, "values_timed")
+
+    def _change_weights(self) -> None:
+        """From here on both sides have other weights than those they began with."""
+        kept, unclear = self.candidate.weights_loaded, self.candidate.weights_unclear
+        if not self.referee.ask("reweigh", weights=kept, unclear=unclear)["reweighed"]:
+            return
+        self.reweighed = True
+        for side in (self.candidate, self.reference):
+            side.thaw()
+            side.reweigh(self.run_limit)
+            side.set_aside()
+
     def _paired(self) -> None:
         once = self.referee.info["reference_ms"] > WARM_MS
         for _ in range(1 if once else self.protocol.warmup):
@@ -145,7 +202,7 @@ class Race:
         self.candidate.start_counting()
         self.reference.start_counting()
         self.flushes.clear()
-        found, pairs = timing.measure(self._pair, self.protocol, time.monotonic)
+        found, pairs = timing.measure(self._interrupted(), self.protocol, time.monotonic)
         self._keep(pairs)
         self.record.update(
             speedup=found.speedup, speedup_lo=found.lo, speedup_hi=found.hi, n_pairs=found.n

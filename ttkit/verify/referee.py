@@ -107,6 +107,8 @@ class Referee:
         self.mutated = False
         self.served = 0
         self.case: Case = NOTHING
+        # The weights of both sides, where they are not the task's own.
+        self.weights_now: dict[str, torch.Tensor] | None = None
         # What each side delivered, as `do_take` found it, by whether it is trusted.
         self.taken: dict[bool, list[Taken]] = {}
         self.current: list[Any] = []
@@ -173,8 +175,9 @@ class Referee:
         # Two calls that follow each other have inputs of their own (of large ones cut-down forms).
         slots = max(self.slots, 1 if input_bytes > LARGE_BYTES else 2)
         self._share(self.slot_bytes * slots, room)
-        # Fresh inputs for every pair where making them does not dwarf the pair itself.
-        self.fresh = make_ms <= 4 * reference_ms + 5.0
+        # Fresh inputs for every pair where making them does not dwarf the pair itself, and where
+        # they are not the same ones each time.
+        self.fresh = make_ms <= 4 * reference_ms + 5.0 and not self.cases.repeats()
         self.flush_buffer = self._flush_buffer(message["flush_bytes"])
         return {
             # On CUDA only the weights lie in files; the rest goes by its handle.
@@ -280,8 +283,12 @@ class Referee:
         inputs = [case.args]
         if case.name == TOUCHED and 2 * size_of(case.args) <= self.turn.inputs.size:
             inputs.append(self.cases.touched(case.args))  # for a call after it
-        sets = [self._describe_set(args, i * size_of(case.args)) for i, args in enumerate(inputs)]
-        self.filled = len(inputs) * size_of(case.args)
+        size = size_of(case.args)
+        # As far into the memory as the inputs of a timed call may lie.
+        begin = secret_seed() % self.slots * self.slot_bytes
+        begin = min(begin, (self.turn.inputs.size - len(inputs) * size) // PAGE * PAGE)
+        sets = [self._describe_set(args, begin + i * size) for i, args in enumerate(inputs)]
+        self.filled = begin + len(inputs) * size
         self.staged = list(zip(inputs, sets, strict=True))
         for args, described in self.staged:
             self._write(args, described)
@@ -333,7 +340,9 @@ class Referee:
 
     def do_own_weights(self, message: dict[str, Any]) -> dict[str, Any]:
         """The weights in the shared memory are the task's own again."""
-        self._write_weights(trusted=False)
+        self.weights_now = None
+        for trusted in (False, True):
+            self._write_weights(trusted)
         return {}
 
     def _delivered(self, trusted: bool) -> list[torch.Tensor]:
@@ -409,6 +418,37 @@ class Referee:
                 self.deck.append(self.current)
         return {}
 
+    def do_vary(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Put varied inputs in the place of those that were drawn for a slot."""
+        slot = message["slot"]
+        args = self.cases.varied(message["name"], self.current[slot])
+        if args is None:
+            return {"varied": False}
+        self.current = [*self.current[:slot], args, *self.current[slot + 1 :]]
+        return {"varied": True}
+
+    def do_varied(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Compare what the candidate delivered from varied inputs, if the reference bears them."""
+        delivered = [taken.tensor for taken in self.taken.pop(False)]
+        try:
+            args = self.current[message["slot"]]
+            case = self.cases.judged(message["name"], args, self.weights_now)
+        except Exception:  # whatever the reference raises: it does not take them
+            return {"ok": True, "what": ""}
+        if case.skipped:
+            return {"ok": True, "what": ""}
+        found = judge(case, delivered, message["values"], values_of(case.tree))
+        return {"ok": found["ok"], "what": found["what"]}
+
+    def do_reweigh(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Other weights for both sides, until `own_weights`."""
+        self.weights_now = self.cases.reweighed(message["weights"])
+        if self.weights_now is None:
+            return {"reweighed": False}
+        for trusted in (False, True):
+            self._write_weights(trusted, list(self.weights_now.values()))
+        return {"reweighed": True}
+
     def do_stage(self, message: dict[str, Any]) -> dict[str, Any]:
         """Before every run of either side: its inputs written anew, its output poisoned, caches
         flushed. Slots that it is not to use hold nothing but poison. With keys, what a slot holds
@@ -446,7 +486,7 @@ class Referee:
         if not found["ok"]:
             # By how much both are off on these very inputs decides, unless there is no room for it.
             with contextlib.suppress(torch.OutOfMemoryError):
-                case = self.cases.case("timed", self.current[message["slot"]])
+                case = self.cases.case("timed", self.current[message["slot"]], self.weights_now)
                 found = judge(case, theirs, message["values"], values_of(case.tree))
         return {"ok": found["ok"], "what": found["what"], "mutated": mutated}
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ttkit.verify import timing
-from ttkit.verify.protocol import TOUCHED_WEIGHTS, Limits, Protocol
+from ttkit.verify.protocol import IN_PLACE, TOUCHED_WEIGHTS, Limits, Protocol
 from ttkit.verify.race import PAD_BYTES, Race, shift
 from ttkit.verify.sides import Outcome, RefereeHandle, Side
 
@@ -173,7 +173,17 @@ class Session:
 
     def measure(self, reference: Side) -> None:
         """Time the candidate beside `reference`; raises Outcome if it cheats, or InfraError."""
-        race = Race(self.referee, self.candidate, reference, self.protocol, self.run_limit)
+        kinds = [self.protocol.cases[number] for number in self.cases_run]
+        varied = [name for name in dict.fromkeys(kinds) if name in IN_PLACE]
+        race = Race(
+            self.referee,
+            self.candidate,
+            reference,
+            self.protocol,
+            self.run_limit,
+            varied if self.protocol.variations else (),
+            self.reweighed,
+        )
         try:
             race.run()
         finally:

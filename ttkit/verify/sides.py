@@ -36,6 +36,7 @@ class Outcome(Exception):
     """Ends a session early: the status, the reason in one sentence, the flags."""
 
     def __init__(self, status: str, reason: str, *flags: str):
+        reason = reason.encode("utf-8", "replace").decode()  # no table takes a lone surrogate
         super().__init__(reason)
         self.status, self.reason, self.flags = status, reason, flags
 
@@ -312,6 +313,13 @@ class Side:
             record.clear()
         self.run_seconds.clear()
         self.run_cpu.clear()
+
+    def uncount(self) -> None:
+        """Forget what the last turn recorded."""
+        for record in (self.deliveries, self.endings, self.late_cpu, self.idle_cpu):
+            record.pop()
+        self.run_seconds.pop()
+        self.run_cpu.pop()
 
     def null_seconds(self) -> float:
         """Seconds of a run of nothing, the lower quartile: what the round trip surely costs.

@@ -105,6 +105,10 @@ REGIMES: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
 INDICES, SHAPES, WEIGHTS = "other_indices", "other_shapes", "other_weights"
 UNSATURATED = "unsaturated"
 ROWS, TOUCHED = "more_rows", "touched"
+SPECIAL = "special"
+# What few elements may be, the first that the reference's output stays finite with. (No NaN: what
+# comes of one is chance.)
+SPECIAL_VALUES = ((math.inf, -math.inf, 1e5), (-math.inf, -1e5), (math.inf, 1e5), (1e5, -1e5))
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -250,6 +254,25 @@ def touched(args: Any, signs: bool, where: list[bool], outliers: bool) -> Any:
         return tensor
 
     return _map(args, change)
+
+
+def special(args: Any, number: int, values: tuple[float, ...]) -> Any:
+    """A few elements of tensor `number`, at random places, are of these `values`, or what another
+    tensor of its shape has there; zeros stay. None if it is not dense."""
+    tensors = list(_tensors(args))
+    tensor = tensors[number]
+    if not (tensor.is_floating_point() and _free(tensor)):
+        return None
+    count = min(TOUCHES, 1 + tensor.numel() // 16)
+    places = torch.randint(0, tensor.numel(), (count,), device=tensor.device)
+    kinds = torch.randint(0, len(values), (count,), device=tensor.device)
+    flat = tensor.flatten().clone()
+    for other in tensors:
+        if other is not tensor and other.shape == tensor.shape:
+            flat[places] = other.flatten()[places].to(flat.dtype)
+    flat[places[::2]] = torch.tensor(values, dtype=flat.dtype, device=flat.device)[kinds[::2]]
+    changed = flat.masked_fill_(tensor.flatten() == 0, 0.0).view(tensor.shape)
+    return _map(args, lambda t: changed if t is tensor else t)
 
 
 def _unravelled(places: torch.Tensor, shape: torch.Size) -> tuple[torch.Tensor, ...]:

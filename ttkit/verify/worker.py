@@ -163,7 +163,10 @@ class Runner:
 
     def reuses(self) -> bool:
         """Whether the outputs of the last run share memory with each other."""
-        first, *others = [tensors_of([output]) for output in self.outputs]
+        try:
+            first, *others = (tensors_of([output]) for output in self.outputs)
+        except TypeError:  # one that is not delivered may be anything
+            return False
         return any(any(overlaps(first, other)) for other in others)
 
 
@@ -248,16 +251,20 @@ def describe(error: BaseException, path: str) -> dict[str, Any]:
     if isinstance(error, OutputError):
         return {"error": error.kind, "text": str(error)[:TEXT]}
     kind = "runtime_error"
-    if isinstance(error, SyntaxError) or "Error building extension" in str(error):
+    try:
+        message = str(error)
+    except Exception:  # it is the candidate's own class
+        message = "its message cannot be read"
+    if isinstance(error, SyntaxError) or "Error building extension" in message:
         kind = "compile_error"
-    text = str(error).strip().splitlines()
+    text = message.strip().splitlines()
     where = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
     if isinstance(error, SyntaxError):
         where = []
     name = type(error).__name__
     if (
         isinstance(error, MemoryError)
-        or "allocate memory" in str(error)
+        or "allocate memory" in message
         or name.startswith("OutOfMemory")
     ):
         name = "out of memory"
@@ -371,6 +378,8 @@ class Candidate:
         for first, keys in alike.items():
             value = values[first]
             equal = [t for t in tensors if _equal(t, value)]
+            # One that is stored the other way round is a view for what is stored.
+            equal = equal or [t.t() for t in tensors if t.dim() == 2 and _equal(t.t(), value)]
             constant = bool((value == value.flatten()[:1]).all())
             if len(keys) == len(equal):
                 found |= {key: [tensor] for key, tensor in zip(keys, equal, strict=True)}
