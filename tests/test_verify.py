@@ -17,6 +17,7 @@ from ttkit.prompts import candidate_source
 from ttkit.tasks import Task
 from ttkit.verify import PROTOCOLS, Limits, Verdict, Verifier
 from ttkit.verify.desk import Desk
+from ttkit.verify.session import Session
 
 CODE = """
 import torch
@@ -107,10 +108,14 @@ def test_much_faster_is_fast_and_much_slower_is_not():
     assert not slow.fast() and slow.speedup_hi < 1
 
 
-def test_a_narrow_winner_is_measured_again_in_fresh_processes():
+def test_a_narrow_winner_is_measured_again_in_fresh_processes(monkeypatch):
     narrow = dataclasses.replace(SURE, relaunches=2, relaunch_below=1e9)
+    checked = []
+    check = Session.check_values
+    monkeypatch.setattr(Session, "check_values", lambda s: checked.append(s) or check(s))
     with Verifier(narrow, limits=LIMITS) as v:
         fast = v.verify(SLOW, candidate_source(SLOW, SHORT))
+        assert len(checked) == 3  # each launch as the first: none can be told from it
         slow = v.verify(TASK, body(forward("for _ in range(40): torch.sin(x)")))
     assert fast.fast() and fast.checks.count("relaunched") == 2
     assert fast.n_pairs == len(fast.pairs) == 120

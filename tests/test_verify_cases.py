@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import types
 
@@ -13,7 +14,7 @@ from ttkit.verify import casemaker, correctness, variations
 from ttkit.verify.arena import Arena, place
 from ttkit.verify.casemaker import CaseMaker
 from ttkit.verify.cases import NativeCase, judge
-from ttkit.verify.worker import Candidate, Runner, tensors_within, values_of
+from ttkit.verify.worker import Candidate, Runner, describe, overlaps, tensors_within, values_of
 
 
 class Softmax(torch.nn.Module):
@@ -267,6 +268,100 @@ def test_what_is_close_by_the_whole_may_be_far_in_its_row():
     assert correctness.surely_close(reference * (1 + 1e-7), reference, 1e-6)
 
 
+def test_a_triangle_stays_one_whatever_varies():
+    # Of 4096 columns: its first row, and with it the first 4096 elements, has no zeros.
+    upper = torch.triu(torch.randn(300, 300)).repeat(1, 1)
+    wide = torch.triu(torch.randn(4200, 4200))
+    assert variations.with_zeros(wide) and not variations.with_zeros(torch.randn(4200, 4200))
+    for change in variations.VALUES.values():
+        assert torch.equal(change(upper) == 0, upper == 0)
+    for _ in range(20):
+        touched = variations.touched([upper], True, [True], outliers=True)[0]
+        assert not touched.tril(-1).any() and not torch.equal(touched, upper)
+    assert list(variations.enlarged([upper, upper])) == []
+    assert list(variations.enlarged([torch.randn(300, 300)] * 2))
+
+
+def test_masks_among_the_weights_are_left_alone():
+    mask = torch.tril(torch.ones(9, 9))
+    assert all(torch.equal(change(mask), mask) for change in (variations.touched_weight,))
+    assert not torch.equal(variations.touched_weight(torch.randn(9)), torch.randn(9))
+
+
+class Careful(torch.nn.Module):
+    def forward(self, x, y):
+        return torch.where(torch.isfinite(x), x - y, 0.0)
+
+
+def test_infinite_values_come_only_where_the_reference_looks_for_them():
+    task = types.SimpleNamespace(
+        get_inputs=lambda: [torch.randn(16, 64), torch.randn(16, 64)], get_init_inputs=lambda: []
+    )
+    made = CaseMaker(task, Runner(Careful, task, 0, "cpu"), "cpu", 1 << 30)
+    made.first()
+    x, y = made.numbered(5, "special").args
+    assert x.isinf().any() and 0 < (x == y).sum() <= 16
+    plain = maker(torch.nn.ReLU, (64, 64))
+    plain.first()
+    assert plain.numbered(5, "special").args[0].isfinite().all()
+
+
+class Log(torch.nn.Module):
+    def forward(self, x):
+        return torch.log(x)
+
+
+def test_what_is_not_finite_as_declared_is_varied_all_the_same():
+    made = maker(Log)
+    assert not made.first().finite and not made.numbered(5, "scaled").skipped
+    assert made.numbered(6, "special").skipped
+    made = maker(Log, draw=torch.rand)
+    made.first()
+    assert made.numbered(5, "negated").skipped  # NaN where there was none
+
+
+def test_a_fixed_seed_is_noticed():
+    fixed = maker(draw=lambda *shape: torch.ones(shape) * torch.arange(256.0))
+    assert fixed.repeats() and not maker().repeats()
+
+
+def test_calls_that_share_memory_and_views_of_one_arena_are_told_apart():
+    arena = torch.zeros(64)
+    one, other = arena[:16], arena[16:32]
+    assert overlaps([one, other], [other[4:8], one * 1]) == [[1], []]
+    runner = Runner.__new__(Runner)
+    runner.outputs = [one, other]
+    assert not runner.reuses()
+    runner.outputs = [(one, 1.0), (one.view(4, 4), 2.0)]
+    assert runner.reuses()
+    runner.outputs = [one, lambda: one]
+    assert not runner.reuses()
+
+
+def test_a_short_row_has_no_size_of_its_own():
+    column = torch.tensor([[1.0], [1e-6], [2.0]] * 5)
+    near = column + 3e-7
+    assert correctness.relative_error(near, column.double()) < 1e-6
+    rows = torch.tensor([1.0, 1e-6, 2.0] * 5)[:, None].expand(15, 16).contiguous()
+    assert correctness.relative_error(rows + 3e-7, rows.double()) > 1e-5
+
+
+def test_half_floats_have_a_tighter_bound():
+    assert correctness.allowed_error(0.0, torch.bfloat16) == 4 * torch.finfo(torch.bfloat16).eps
+    assert correctness.allowed_error(0.0, torch.float32) == 32 * torch.finfo(torch.float32).eps
+
+
+def test_a_faint_column_may_not_be_lost():
+    truth = torch.randn(64, 64, dtype=torch.float64)
+    truth[:, 5] *= 1e-13
+    y = truth.float()
+    assert not correctness.lost(y, truth.float(), truth)
+    y[:, 5] = 0
+    assert correctness.lost(y, truth.float(), truth)
+    y[8:, 5] = truth[8:, 5].float()
+    assert not correctness.lost(y, truth.float(), truth)
+
+
 class Gated(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -313,6 +408,39 @@ def test_weights_of_other_names_are_found_by_their_values():
     assert len(tensors_within(model)) == 3
     script = torch.jit.script(torch.nn.Linear(2, 2))
     assert len(tensors_within([script])) == 2
+
+
+def test_weights_are_found_in_slots_functions_and_other_shapes():
+    class Box:
+        __slots__ = ("empty", "weight")
+
+    box, layer = Box(), torch.nn.Linear(4, 6)
+    box.weight = layer.weight
+    holders = [box, functools.partial(layer), lambda x: layer(x), layer.forward]
+    for holder in holders:
+        assert any(t is layer.weight for t in tensors_within([holder]))
+    candidate = Candidate.__new__(Candidate)
+    flat, turned = layer.weight.detach().reshape(24), layer.weight.detach().t().clone()
+    for kept in (flat, turned, turned.t()):
+        values = {"w": layer.weight.detach()}
+        specs, size = place(list(values.values()), 0)
+        model = types.SimpleNamespace(kept=kept.clone())
+        candidate.runner = types.SimpleNamespace(model=model, device="cpu")
+        candidate.specs, candidate.unclear = dict(zip(values, specs, strict=True)), []
+        candidate.weights, candidate.places = Arena(size, "cpu"), None
+        candidate.weights.view(specs[0]).copy_(values["w"])
+        assert candidate._load_weights() == ["w"]
+        candidate.weights.view(specs[0]).mul_(2)
+        candidate._load_weights()
+        assert torch.equal(model.kept, 2 * kept)
+
+
+def test_an_exception_that_cannot_be_read_is_still_one():
+    class Mute(Exception):
+        def __str__(self):
+            raise ValueError
+
+    assert describe(Mute(), "")["text"].startswith("Mute: its message cannot be read")
 
 
 def test_equal_weights_are_paired_in_order():

@@ -87,6 +87,25 @@ def test_a_call_that_takes_long_is_warmed_up_by_one(milliseconds, expected):
     assert len(called) == expected
 
 
+def test_all_that_varies_comes_among_the_pairs_that_are_surely_run():
+    made, _ = race([0.0] * N, slots=3)
+    made.varied, made.reweigh = ["negated", "large"], True
+    seen = []
+    made._vary = lambda name, which: seen.append((name, which))
+    made._change_weights = lambda: seen.append("weights")
+    made._pair = lambda: seen.append("pair") or (1.0, 1.0)
+    trial = made._interrupted()
+    for _ in range(RIGOROUS.looks[0]):
+        trial()
+    assert seen[0] == seen[-1] == "pair" and seen.count("weights") == 1
+    for name in made.varied:  # in two slots: one may be told from the others
+        assert len({item for item in seen if item[0] == name}) == 2
+
+
+def test_a_reason_can_be_written_down():
+    assert Outcome("runtime_error", "\udcff").reason == "?"
+
+
 def test_noise_at_delivery_takes_nothing_from_a_small_saving():
     noise = random.Random(1)
     late = [noise.gauss(2.5e-5, 1.5e-4) for _ in range(N)]

@@ -61,11 +61,14 @@ return out
 """,
     "torch.randn(512, 1024), torch.randn(512, 1024)",
 )
-BOUNDED = task(
-    "within the halves",
-    "x",
-    "out = torch.clamp(x, -65504.0, 65504.0) * 3 + 1\nreturn out",
-    "torch.randn(512, 1024)",
+QUOTIENT = task(
+    "difference quotient",
+    "x, y",
+    """
+out = torch.where((x - y).abs() < 0.1, torch.cos(x), (torch.sin(x) - torch.sin(y)) / (x - y))
+return out
+""",
+    "torch.rand(256, 512), torch.rand(256, 512) + 2",
 )
 BFLOATS = task(
     "swish in bfloat16",
@@ -232,7 +235,13 @@ harness.Candidate._load_weights = load
         "return (x - y).square_().mean(dim=1)",
         "values_special",
     ),
-    cheat(19, "without the bounds", BOUNDED, "return torch.add(1, x, alpha=3)", "values_special"),
+    cheat(
+        19,
+        "as if no two were equal",
+        QUOTIENT,
+        "return (torch.sin(x) - torch.sin(y)) / (x - y)",
+        *VALUES,
+    ),
     cheat(18, "a hard swish for a swish", BFLOATS, "return F.hardswish(x)", *VALUES),
     cheat(
         17,
