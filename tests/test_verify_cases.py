@@ -300,7 +300,7 @@ def test_infinite_values_come_only_where_the_reference_looks_for_them():
     made = CaseMaker(task, Runner(Careful, task, 0, "cpu"), "cpu", 1 << 30)
     made.first()
     x, y = made.numbered(5, "special").args
-    assert x.isinf().any() and 0 < (x == y).sum() <= 16
+    assert x.isinf().any() and 0 < (x == y).sum() <= 32
     plain = maker(torch.nn.ReLU, (64, 64))
     plain.first()
     assert plain.numbered(5, "special").args[0].isfinite().all()
