@@ -112,7 +112,7 @@ def test_a_narrow_winner_is_measured_again_in_fresh_processes(monkeypatch):
     narrow = dataclasses.replace(SURE, relaunches=2, relaunch_below=1e9)
     checked = []
     check = Session.check_values
-    monkeypatch.setattr(Session, "check_values", lambda s: checked.append(s) or check(s))
+    monkeypatch.setattr(Session, "check_values", lambda s, **k: checked.append(k) or check(s, **k))
     with Verifier(narrow, limits=LIMITS) as v:
         fast = v.verify(SLOW, candidate_source(SLOW, SHORT))
         assert len(checked) == 3  # each launch as the first: none can be told from it

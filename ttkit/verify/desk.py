@@ -212,7 +212,7 @@ class Desk:
                 candidate, twin = self._launch(source, task, referee, number, stack)
                 again = Session(referee, candidate, protocol, self.room.limits)
                 candidate.thaw()
-                again.check_values()  # as the first time, from which it could tell this one
+                again.check_values(few=True)  # or it could tell that it is not the first
                 candidate.set_aside()
                 twin.thaw()
                 again.prepare(twin)

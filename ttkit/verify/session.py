@@ -17,9 +17,11 @@ from ttkit.verify import timing
 from ttkit.verify.protocol import IN_PLACE, TOUCHED_WEIGHTS, Limits, Protocol
 from ttkit.verify.race import PAD_BYTES, Race, shift
 from ttkit.verify.sides import Outcome, RefereeHandle, Side
+from ttkit.verify.variations import WEIGHT_CHANGES
 
 # How many times as long as one timed run of the reference all answers of a candidate may take.
 TOTAL_FACTOR = 500.0
+FEW_CASES = 3
 TOUCHED_LAST = -1  # the number of the case that is none of the protocol's
 
 
@@ -54,11 +56,19 @@ class Session:
 
     # Correctness -----------------------------------------------------------------------------
 
-    def check_values(self) -> None:
-        """Several input sets; raises Outcome on the first that fails, or InfraError."""
+    def check_values(self, few: bool = False) -> None:
+        """Several input sets; raises Outcome on the first that fails, or InfraError.
+
+        With `few` the declared one, those with other weights and some of the others.
+        """
         close = True
         self._look(self.candidate.changes)
-        for number in range(len(self.protocol.cases)):
+        numbers = list(range(len(self.protocol.cases)))
+        if few:
+            some = random.SystemRandom().sample(numbers[1:], min(FEW_CASES, len(numbers) - 1))
+            weights = [n for n in numbers if self.protocol.cases[n] in WEIGHT_CHANGES]
+            numbers = sorted({0, *some, *weights})
+        for number in numbers:
             self.between(self.candidate)
             close = self._check(number, close)
         self.checks += ["inputs_mutated", "output_aliases_input", "output_type", "forged_answer"]
