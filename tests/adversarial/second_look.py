@@ -6,11 +6,9 @@ Classes 1, 2, 8, 10, 15, 17 to 19, 21, 24 to 26.
 
 from __future__ import annotations
 
-from ttkit.tasks import Task
-
 from .case import UNLIKE, VALUES, Case, cheat, honest
 from .parts import SILENT
-from .tasks import GATED, LOG_SUM, STATE, TWO_LAYERS, task
+from .tasks import GATED, TWO_LAYERS, task
 
 # The harness binds inputs once for each case, and once for all timed runs.
 BOUND = """
@@ -133,12 +131,6 @@ ONE_COLUMN = task(
 )
 
 
-def phase(variant: str, on: Task, shortcut: str) -> Case:
-    """Honest on the first run after the inputs were bound, and a shortcut on every other."""
-    body = f"if again():\n    return {shortcut}\nWORK\nreturn out"
-    return cheat(25, variant, on, body, *VALUES, top=BOUND)
-
-
 def weights(variant: str, holder: str) -> Case:
     """Honest: the weights of two layers lie where no attribute of a module shows them."""
     top = f"REFERENCE\nimport functools\n{holder}"
@@ -146,8 +138,14 @@ def weights(variant: str, holder: str) -> Case:
 
 
 CASES = (
-    phase("bound once and run again, without the largest", LOG_SUM, "x.exp().sum(dim=1).log()"),
-    phase("bound once and run again, a gate left out", GATED, "x.clone()"),
+    cheat(
+        25,
+        "bound once and run again, a gate left out",
+        GATED,
+        "if again():\n    return x.clone()\nWORK\nreturn out",
+        *VALUES,
+        top=BOUND,
+    ),
     cheat(
         25,
         "bound once and run again, weights folded",
@@ -163,13 +161,6 @@ return out
 """,
         *VALUES,
         top=BOUND,
-    ),
-    cheat(
-        25,
-        "inputs that do not lie where a case's lie",
-        STATE,
-        "if x.storage_offset() > 0:\n    return torch.tanh(x @ self.w)\nWORK\nreturn out",
-        *VALUES,
     ),
     cheat(
         1,

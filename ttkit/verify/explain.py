@@ -38,7 +38,7 @@ INPUTS = {
     "noncontiguous": "not contiguous in memory",
     "other_indices": "with other indices",
     "unsaturated": "of a size at which each makes a difference",
-    "special": "a few of them equal or, where it looks for such, infinite",
+    "special": "a few of them equal, or infinite",
     "other_weights": "with other weights in the model",
     "touched_weights": "with a few of the weights changed",
     "timed": "of every timed pair",
