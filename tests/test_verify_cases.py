@@ -346,6 +346,16 @@ def test_a_short_row_has_no_size_of_its_own():
     assert correctness.relative_error(rows + 3e-7, rows.double()) > 1e-5
 
 
+def test_what_just_overflows_may_just_not():
+    most = torch.finfo(torch.float32).max
+    y64 = torch.tensor([1.0, math.inf, -math.inf, 0.999 * most], dtype=torch.float64)
+    near = torch.tensor([1.0, 0.9999 * most, -math.inf, math.inf])
+    assert correctness.relative_error(near, y64) < 1e-7
+    for wrong in (0.5 * most, -most, -math.inf, math.nan):
+        near[1] = wrong
+        assert correctness.relative_error(near, y64) == math.inf
+
+
 def test_half_floats_have_a_tighter_bound():
     assert correctness.allowed_error(0.0, torch.bfloat16) == 4 * torch.finfo(torch.bfloat16).eps
     assert correctness.allowed_error(0.0, torch.float32) == 32 * torch.finfo(torch.float32).eps
