@@ -269,9 +269,8 @@ def test_what_is_close_by_the_whole_may_be_far_in_its_row():
 
 
 def test_a_triangle_stays_one_whatever_varies():
-    # Of 4096 columns: its first row, and with it the first 4096 elements, has no zeros.
-    upper = torch.triu(torch.randn(300, 300)).repeat(1, 1)
-    wide = torch.triu(torch.randn(4200, 4200))
+    upper = torch.triu(torch.randn(300, 300))
+    wide = torch.triu(torch.randn(4200, 4200))  # its first row, 4200 elements, has no zeros
     assert variations.with_zeros(wide) and not variations.with_zeros(torch.randn(4200, 4200))
     for change in variations.VALUES.values():
         assert torch.equal(change(upper) == 0, upper == 0)
@@ -284,7 +283,7 @@ def test_a_triangle_stays_one_whatever_varies():
 
 def test_masks_among_the_weights_are_left_alone():
     mask = torch.tril(torch.ones(9, 9))
-    assert all(torch.equal(change(mask), mask) for change in (variations.touched_weight,))
+    assert torch.equal(variations.touched_weight(mask), mask)
     assert not torch.equal(variations.touched_weight(torch.randn(9)), torch.randn(9))
 
 

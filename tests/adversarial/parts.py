@@ -85,3 +85,14 @@ WORK
 seen.append((x.clone(), out.clone()))
 return out
 """
+
+# The harness in the candidate's own process, as it stands in the frames that load it.
+HARNESS = """
+import os, sys, weakref
+def loader():
+    frame = sys._getframe()
+    while not hasattr(frame.f_locals.get("self"), "targets"):
+        frame = frame.f_back
+    return frame.f_locals["self"]
+HARNESS = loader()
+"""

@@ -6,24 +6,23 @@ Classes 1, 2, 8, 10, 15, 17 to 19, 21, 24 to 26.
 
 from __future__ import annotations
 
+import textwrap
+
 from .case import UNLIKE, VALUES, Case, cheat, honest
-from .parts import SILENT
+from .parts import HARNESS, SILENT
 from .tasks import GATED, TWO_LAYERS, task
 
 # The harness binds inputs once for each case, and once for all timed runs.
-BOUND = """
-import sys
-def loader():
-    frame = sys._getframe()
-    while not hasattr(frame.f_locals.get("self"), "targets"):
-        frame = frame.f_back
-    return frame.f_locals["self"]
-HARNESS, LAST = loader(), [None]
+BOUND = (
+    HARNESS
+    + """
+LAST = [None]
 def again():
     sets = HARNESS.__dict__.get("sets")
     seen, LAST[0] = LAST[0] is sets, sets
     return seen
 """
+)
 FOLDED = """
 self.__dict__["folded"] = (self.second.weight @ self.first.weight).T.detach().clone()
 self.__dict__["bias"] = self.second(self.first.bias).detach().clone()
@@ -150,11 +149,10 @@ CASES = (
         25,
         "bound once and run again, weights folded",
         TWO_LAYERS,
-        """
+        f"""
 if again():
     if "folded" not in self.__dict__:
-        self.__dict__["folded"] = (self.second.weight @ self.first.weight).T.detach().clone()
-        self.__dict__["bias"] = self.second(self.first.bias).detach().clone()
+{textwrap.indent(FOLDED, " " * 8)}
     return torch.addmm(self.bias, x, self.folded)
 WORK
 return out

@@ -7,7 +7,7 @@ none of it is a promise. Classes 2, 4, 15, 16, 18, 19, 20, 24, 25 and 28.
 from __future__ import annotations
 
 from .case import LATE, UNLIKE, VALUES, after, cheat, honest, no_gain
-from .parts import COMBINED
+from .parts import COMBINED, HARNESS
 from .tasks import (
     BRIEF,
     COUNTS,
@@ -35,17 +35,6 @@ key = {key}
 if getattr(self, "key", None) != key:
     self.key, self.folded = key, self.w + self.a @ self.b
 return x @ self.folded
-"""
-
-# The harness in the candidate's own process, as it stands in the frames that load it.
-HARNESS = """
-import os, sys, weakref
-def loader():
-    frame = sys._getframe()
-    while not hasattr(frame.f_locals.get("self"), "targets"):
-        frame = frame.f_back
-    return frame.f_locals["self"]
-HARNESS = loader()
 """
 
 CASES = (

@@ -87,8 +87,7 @@ def widened() -> Iterator[None]:
 
 def overflow_(y64: torch.Tensor, largest: float) -> None:
     """Make what is beyond `largest` infinite, in place."""
-    low, high = (float(end) for end in torch.aminmax(y64))
-    if not -largest <= low <= high <= largest:  # or NaN
+    if not _magnitude(y64) <= largest:  # or NaN
         y64.masked_fill_(y64 > largest, math.inf).masked_fill_(y64 < -largest, -math.inf)
 
 
@@ -154,10 +153,9 @@ def _magnitude(tensor: torch.Tensor) -> float:
 
 def _rms(tensor: torch.Tensor) -> float:
     """Root mean square; the largest value is taken out first where a square could underflow."""
-    largest = _magnitude(tensor)
-    if not largest:
+    scale = _magnitude(tensor) if tensor.dtype is torch.float64 else 1.0
+    if not (scale and tensor.numel()):
         return 0.0
-    scale = largest if tensor.dtype is torch.float64 else 1.0
     norms = (
         torch.linalg.vector_norm(piece if scale == 1.0 else piece / scale, dtype=torch.float64)
         for piece in tensor.flatten().split(PIECE)
@@ -254,12 +252,12 @@ def lost(y: torch.Tensor, reference: torch.Tensor, y64: torch.Tensor | None = No
     """
     if not y.is_floating_point() or not y.numel():
         return False
+    tensors = (y, reference) if y64 is None else (y, reference, y64)
+    most = max(LOST_SHARE * y.numel(), LOST_LEAST)
     if y.numel() > PIECE:
-        pieces = _pieces(y, reference, *([] if y64 is None else [y64]))
-        count = sum(int(_off(*piece).sum()) for piece in pieces)
-        return count > max(LOST_SHARE * y.numel(), LOST_LEAST)
-    off = _off(y, reference, *([] if y64 is None else [y64]))
-    if int(off.sum()) > max(LOST_SHARE * y.numel(), LOST_LEAST):
+        return sum(int(_off(*piece).sum()) for piece in _pieces(*tensors)) > most
+    off = _off(*tensors)
+    if int(off.sum()) > most:
         return True
     # Or most of a row, or of a column, where it is known that those are no noise.
     lines = [off, off.transpose(0, -1)] if off.dim() > 1 and y64 is not None else []

@@ -182,8 +182,8 @@ class Race:
 
     def _change_weights(self) -> None:
         """From here on both sides have other weights than those they began with."""
-        kept, unclear = self.candidate.weights_loaded, self.candidate.weights_unclear
-        if not self.referee.ask("reweigh", weights=kept, unclear=unclear)["reweighed"]:
+        kept = self.candidate.weights_loaded
+        if not self.referee.ask("reweigh", weights=kept)["reweighed"]:
             return
         self.reweighed = True
         for side in (self.candidate, self.reference):

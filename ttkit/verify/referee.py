@@ -17,6 +17,7 @@ import os
 import random
 import statistics
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -280,19 +281,15 @@ class Referee:
         ends = (size_of(case.args), self.slot_bytes), (size_of(case.outputs), self.turn.output.size)
         if any(needed > room for needed, room in ends):
             return {"name": case.name, "skipped": "there is no room for more rows of large tensors"}
-        inputs = [case.args]
-        if case.name == TOUCHED and 2 * size_of(case.args) <= self.turn.inputs.size:
+        inputs, size = [case.args], size_of(case.args)
+        if case.name == TOUCHED and 2 * size <= self.turn.inputs.size:
             inputs.append(self.cases.touched(case.args))  # for a call after it
-        size = size_of(case.args)
         # As far into the memory as the inputs of a timed call may lie.
         begin = secret_seed() % self.slots * self.slot_bytes
         begin = min(begin, (self.turn.inputs.size - len(inputs) * size) // PAGE * PAGE)
         sets = [self._describe_set(args, begin + i * size) for i, args in enumerate(inputs)]
         self.filled = begin + len(inputs) * size
-        self.staged = list(zip(inputs, sets, strict=True))
-        for args, described in self.staged:
-            self._write(args, described)
-        self.watched = [] if message["trusted"] else self.staged
+        self._put(zip(inputs, sets, strict=True), message["trusted"])
         if case.weights is not None:
             self._write_weights(False, case.weights)
         self._poison()
@@ -340,9 +337,10 @@ class Referee:
 
     def do_own_weights(self, message: dict[str, Any]) -> dict[str, Any]:
         """The weights in the shared memory are the task's own again."""
-        self.weights_now = None
-        for trusted in (False, True):
-            self._write_weights(trusted)
+        self._write_weights(trusted=False)
+        if self.weights_now is not None:
+            self._write_weights(trusted=True)
+            self.weights_now = None
         return {}
 
     def _delivered(self, trusted: bool) -> list[torch.Tensor]:
@@ -370,9 +368,13 @@ class Referee:
             raise RuntimeError("the inputs grew beyond the room made for them")
         return {"tree": tree, "tensors": specs}
 
-    def _write(self, args: Any, described: dict[str, Any]) -> None:
-        for tensor, spec in zip(tensors_of(args), described["tensors"], strict=True):
-            self.turn.inputs.view(spec).copy_(tensor)
+    def _put(self, staged: Iterable[tuple[Any, dict[str, Any]]], trusted: bool) -> None:
+        """Write the inputs of whose turn it is; a candidate has to leave them as they are."""
+        self.staged = list(staged)
+        for args, described in self.staged:
+            for tensor, spec in zip(tensors_of(args), described["tensors"], strict=True):
+                self.turn.inputs.view(spec).copy_(tensor)
+        self.watched = [] if trusted else self.staged
 
     def _describe_output(self, case: Case) -> dict[str, Any]:
         return {"tree": case.tree, "types": list(case.types), "tensors": _placed_outputs(case)[0]}
@@ -457,13 +459,10 @@ class Referee:
         self.turn = self.shared[message["trusted"]]
         if len(slots) < self.slots:
             self.turn.inputs.base.fill_(255)
-        self.staged = [(self.current[slot], self.sets[slot]) for slot in slots]
-        for args, described in self.staged:
-            self._write(args, described)
+        self._put(((self.current[slot], self.sets[slot]) for slot in slots), message["trusted"])
         for slot, key in zip(slots, keys, strict=bool(keys)):
             self.turn.inputs.scramble(self.sets[slot]["tensors"], key)
         self._poison()
-        self.watched = [] if message["trusted"] else self.staged
         return {"seconds": self._flush()}
 
     def _look_for_changes(self) -> None:

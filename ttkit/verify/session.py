@@ -7,6 +7,7 @@ it fast is the judge's clock. Here is the first half, correctness; `ttkit.verify
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import statistics
@@ -191,7 +192,7 @@ class Session:
             reference,
             self.protocol,
             self.run_limit,
-            varied if self.protocol.variations else (),
+            varied,
             self.reweighed,
         )
         try:
@@ -252,8 +253,8 @@ def _beyond(found: Any, allowed: list[list[int]]) -> bool:
     """Whether an output shares memory with inputs (a candidate's answer) that it may not."""
     rows = found if isinstance(found, list) else []
     rows = [row if isinstance(row, list) else [row] for row in rows]
-    padded = allowed + [[]] * (len(rows) - len(allowed))
-    return any(n not in may for row, may in zip(rows, padded, strict=False) for n in row)
+    pairs = itertools.zip_longest(rows, allowed, fillvalue=())
+    return any(n not in may for row, may in pairs for n in row)
 
 
 def _without(missing: list[str]) -> str:

@@ -309,17 +309,18 @@ class Side:
 
     def start_counting(self) -> None:
         """Forget what the warm-up recorded."""
-        for record in (self.deliveries, self.endings, self.late_cpu, self.idle_cpu):
+        for record in self._records():
             record.clear()
-        self.run_seconds.clear()
-        self.run_cpu.clear()
 
     def uncount(self) -> None:
         """Forget what the last turn recorded."""
-        for record in (self.deliveries, self.endings, self.late_cpu, self.idle_cpu):
+        for record in self._records():
             record.pop()
-        self.run_seconds.pop()
-        self.run_cpu.pop()
+
+    def _records(self) -> tuple[list[float], ...]:
+        """What every turn adds one figure to."""
+        besides = self.deliveries, self.endings, self.late_cpu, self.idle_cpu
+        return *besides, self.run_seconds, self.run_cpu
 
     def null_seconds(self) -> float:
         """Seconds of a run of nothing, the lower quartile: what the round trip surely costs.

@@ -233,8 +233,8 @@ def touched(args: Any, signs: bool, where: list[bool], outliers: bool) -> Any:
     def change(tensor: torch.Tensor) -> torch.Tensor:
         if not next(these):
             return tensor
-        count = min(TOUCHES, 1 + tensor.numel() // 16)
-        places = torch.randint(0, tensor.numel(), (count,), device=tensor.device)
+        places = _few_places(tensor)
+        count = len(places)
         index = _unravelled(places, tensor.shape)
         old = tensor[index].float()
         new = old * _between(*TOUCHED_BY, count, tensor)
@@ -263,8 +263,7 @@ def special(args: Any, number: int, values: tuple[float, ...]) -> Any:
     tensor = tensors[number]
     if not (tensor.is_floating_point() and _free(tensor)):
         return None
-    count = min(TOUCHES, 1 + tensor.numel() // 16)
-    places = torch.randint(0, tensor.numel(), (count,), device=tensor.device)
+    places = _few_places(tensor)
     flat = tensor.flatten().clone()
     for other in tensors:
         if other is not tensor and other.shape == tensor.shape:
@@ -273,6 +272,12 @@ def special(args: Any, number: int, values: tuple[float, ...]) -> Any:
         flat[places[first :: len(values) + 1]] = value
     changed = flat.masked_fill_(tensor.flatten() == 0, 0.0).view(tensor.shape)
     return _map(args, lambda t: changed if t is tensor else t)
+
+
+def _few_places(tensor: torch.Tensor) -> torch.Tensor:
+    """Where a few elements lie, at random, counted through the whole tensor."""
+    count = min(TOUCHES, 1 + tensor.numel() // 16)
+    return torch.randint(0, tensor.numel(), (count,), device=tensor.device)
 
 
 def _unravelled(places: torch.Tensor, shape: torch.Size) -> tuple[torch.Tensor, ...]:
@@ -391,7 +396,7 @@ def touched_weight(tensor: torch.Tensor) -> torch.Tensor:
     if not tensor.is_floating_point() or not tensor.numel() or two_valued(tensor):
         return tensor.clone()
     tensor = tensor.clone(memory_format=torch.contiguous_format)
-    places = torch.randint(0, tensor.numel(), (min(TOUCHES, 1 + tensor.numel() // 16),))
+    places = _few_places(tensor)
     moved = 0.1 + 0.15 * torch.rand(len(places), device=tensor.device)
     factors = torch.where(torch.rand_like(moved) < 0.5, 1 + moved, 1 - moved)
     tensor.view(-1)[places] *= factors.to(tensor.dtype)
@@ -459,7 +464,7 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 def constant(tensor: torch.Tensor) -> bool:
     """Whether it is of one value throughout."""
-    return tensor.numel() > 0 and tensor.flatten().unique().numel() == 1
+    return tensor.numel() > 0 and bool((tensor == tensor.flatten()[:1]).all())
 
 
 def two_valued(tensor: torch.Tensor) -> bool:

@@ -24,6 +24,7 @@ import torch
 from ttkit.verify import watch
 from ttkit.verify.arena import Arena, extent, flatten, tensors_of, unflatten
 from ttkit.verify.channel import BadMessage, Channel, ChannelClosed
+from ttkit.verify.variations import constant
 
 TEXT = 2000
 RELEASE_BYTES = 4 << 30
@@ -380,10 +381,9 @@ class Candidate:
             equal = [t for t in tensors if _equal(t, value)]
             # One that is stored the other way round is a view for what is stored.
             equal = equal or [t.t() for t in tensors if t.dim() == 2 and _equal(t.t(), value)]
-            constant = bool((value == value.flatten()[:1]).all())
             if len(keys) == len(equal):
                 found |= {key: [tensor] for key, tensor in zip(keys, equal, strict=True)}
-            elif equal and constant:
+            elif equal and constant(value):
                 self.unclear += keys
             elif len(keys) == 1 and equal:
                 found[keys[0]] = equal
@@ -455,7 +455,7 @@ def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
     if one.shape == other.shape:
         return torch.equal(one, other)
     one, other = one.flatten(), other.flatten()
-    return torch.equal(one, other) and not bool((one == one[:1]).all())
+    return torch.equal(one, other) and not constant(one)
 
 
 def tensors_within(value: Any) -> list[torch.Tensor]:
