@@ -37,7 +37,16 @@ if TYPE_CHECKING:
     from ttkit.tasks import Task
     from ttkit.verify import Verdict
 
-AA_COLUMNS = ("task", "status", "speedup", "speedup_lo", "speedup_hi", "n_pairs", "seconds")
+AA_COLUMNS = (
+    "task",
+    "status",
+    "speedup",
+    "speedup_lo",
+    "speedup_hi",
+    "n_pairs",
+    "seconds",
+    "reason",
+)
 
 # Heavy modules are imported inside the commands, so that --help and a refusal come at once.
 app = typer.Typer(

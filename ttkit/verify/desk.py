@@ -256,8 +256,8 @@ class Desk:
         directory = self._directory({"task.py": task.code, "candidate.py": normalised(source)})
         worker = None
         try:
-            worker = self._spawn("candidate", directory)
             compiles = re.search(COMPILERS, source) is not None
+            worker = self._spawn("candidate", directory, compiles)
             yield Side(worker, trusted, self.room.device, self.room.limits, compiles)
         finally:
             if worker is not None:
@@ -329,7 +329,7 @@ class Desk:
             Path(directory, name).write_text(text, encoding="utf-8", errors="surrogatepass")
         return directory
 
-    def _spawn(self, role: str, directory: str) -> Worker:
+    def _spawn(self, role: str, directory: str, compiles: bool = False) -> Worker:
         v = self.room
         launcher, limits, cpu = v.launcher, v.limits, v.device == "cpu"
         launcher.prepare()
@@ -340,21 +340,25 @@ class Desk:
             for path in (Path(directory), *Path(directory).iterdir()):
                 os.chown(path, uid, uid)
         caches = ("HOME", "TMPDIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
+        environment = {name: directory for name in (*caches, "TORCH_EXTENSIONS_DIR")}
         # A pool of compiling processes would outlive the compilation.
-        compiling = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
+        environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+        if role == "referee":
+            # Small tensors that are kept shall not lie in the memory of large ones, and hold it.
+            environment["PYTORCH_ALLOC_CONF"] = "max_split_size_mb:256"
         spec = {
             "role": role,
             # torch.cuda.set_device wants a number.
             "device": "cuda:0" if v.device == "cuda" else v.device,
             "directory": directory,
             "cores": self.cores,
-            "environment": compiling | {k: directory for k in (*caches, "TORCH_EXTENSIONS_DIR")},
+            "environment": environment,
             "gpu_memory_fraction": limits.gpu_memory_fraction,
             "pid_namespace": role == "candidate" and cpu,
             "limits": {
                 "uid": uid,
                 "cpu_only": cpu,
-                "cpu_seconds": limits.cpu_seconds if cpu else limits.cpu_seconds_cuda,
+                "cpu_seconds": limits.cpu_time(v.device, compiles),
                 "memory_bytes": limits.memory_bytes if cpu else 0,
                 "processes": limits.processes,
                 "open_files": limits.open_files,

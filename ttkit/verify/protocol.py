@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 
 from ttkit.errors import UsageError
@@ -132,7 +133,7 @@ class Limits:
     time, but at least `run_seconds`, is the wall time of one call; `total_seconds` (more where the
     reference is slow) that of all it is asked from its first call on. Compiling an inline CUDA
     extension takes a minute or two, so a source that names a compiler has `compile_seconds` to load
-    and for each call that is not timed.
+    and for each call, and as much more CPU time.
     """
 
     load_seconds: float = 10.0
@@ -149,3 +150,8 @@ class Limits:
     open_files: int = 256
     file_bytes: int = 256 << 20
     file_bytes_cuda: int = 1 << 30
+
+    def cpu_time(self, device: str, compiles: bool) -> int:
+        """Seconds of CPU time of a process on `device`, which may have a compiler in it."""
+        seconds = self.cpu_seconds if device == "cpu" else self.cpu_seconds_cuda
+        return seconds + (math.ceil(self.compile_seconds) if compiles else 0)

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from ttkit.verify import physics
-from ttkit.verify.arena import Arena, extent, flatten, place, spanned_bytes, tensors_of
+from ttkit.verify.arena import ALIGN, Arena, extent, flatten, place, spanned_bytes, tensors_of
 from ttkit.verify.casemaker import LARGE_BYTES, CaseMaker, secret_seed
 from ttkit.verify.cases import Case, NativeCase, judge, same_bits, same_values, size_of
 from ttkit.verify.channel import BadMessage, Channel, ChannelClosed
@@ -175,7 +175,7 @@ class Referee:
         room = output_bytes + (output_bytes >> 2 if output_bytes <= LARGE_BYTES else 0) + 4096
         # Two calls that follow each other have inputs of their own (of large ones cut-down forms).
         slots = max(self.slots, 1 if input_bytes > LARGE_BYTES else 2)
-        self._share(self.slot_bytes * slots, room)
+        self._share(self._start(slots), room)
         # Fresh inputs for every pair where making them does not dwarf the pair itself, and where
         # they are not the same ones each time.
         self.fresh = make_ms <= 4 * reference_ms + 5.0 and not self.cases.repeats()
@@ -282,11 +282,11 @@ class Referee:
         if any(needed > room for needed, room in ends):
             return {"name": case.name, "skipped": "there is no room for more rows of large tensors"}
         inputs, size = [case.args], size_of(case.args)
-        if case.name == TOUCHED and 2 * size <= self.turn.inputs.size:
+        if case.name == TOUCHED and self._start(0) + 2 * size <= self.turn.inputs.size:
             inputs.append(self.cases.touched(case.args))  # for a call after it
         # As far into the memory as the inputs of a timed call may lie.
-        begin = secret_seed() % self.slots * self.slot_bytes
-        begin = min(begin, (self.turn.inputs.size - len(inputs) * size) // PAGE * PAGE)
+        begin = self._start(secret_seed() % self.slots)
+        begin = min(begin, (self.turn.inputs.size - len(inputs) * size) // ALIGN * ALIGN)
         sets = [self._describe_set(args, begin + i * size) for i, args in enumerate(inputs)]
         self.filled = begin + len(inputs) * size
         self._put(zip(inputs, sets, strict=True), message["trusted"])
@@ -360,6 +360,10 @@ class Referee:
 
     # Shared memory ---------------------------------------------------------------------------
 
+    def _start(self, slot: int) -> int:
+        """Where a slot begins. Not at 0, where torch.compile takes a tensor for another kind."""
+        return ALIGN + slot * self.slot_bytes
+
     def _describe_set(self, args: Any, start: int) -> dict[str, Any]:
         tensors: list[torch.Tensor] = []
         tree = flatten(list(args), tensors)
@@ -396,7 +400,7 @@ class Referee:
         # Draws made for earlier candidates serve again: no process meets one of them twice.
         self.unseen = random.SystemRandom().sample(self.deck, len(self.deck))
         self.do_draw(message)
-        starts = (slot * self.slot_bytes for slot in range(self.slots))
+        starts = map(self._start, range(self.slots))
         self.sets = list(map(self._describe_set, self.current, starts))
         self.filled = self.shared[False].inputs.size
         self.watched, self.mutated = [], False

@@ -85,6 +85,7 @@ class Side:
     ):
         self.worker, self.trusted, self.device, self.limits = worker, trusted, device, limits
         self.compile_seconds = limits.compile_seconds if compiles else 0.0
+        self.cpu_limit = limits.cpu_time(device, compiles)
         # Serves several candidates, so that its history is its own.
         self.shared = False
         self.cases = 0  # run on it, besides what was timed
@@ -192,13 +193,9 @@ class Side:
         if self.worker.lost:
             raise InfraError("the verifier's fork server died")
         # The first process of a pid namespace does not heed SIGXCPU; SIGKILL follows.
-        if "SIGXCPU" in end or self.worker.cpu_seconds >= self._cpu_limit():
+        if "SIGXCPU" in end or self.worker.cpu_seconds >= self.cpu_limit:
             return Outcome("timeout", f"it used up its CPU time {doing}", "cpu_limit")
         return Outcome("runtime_error", f"its process died {doing}: {end}", "crashed")
-
-    def _cpu_limit(self) -> float:
-        limits = self.limits
-        return limits.cpu_seconds if self.device == "cpu" else limits.cpu_seconds_cuda
 
     def _watch_memory(self) -> None:
         """Limits of the system hold for each process (and on CUDA, whose driver reserves terabytes,
