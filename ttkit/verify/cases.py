@@ -12,6 +12,9 @@ import torch
 from ttkit.verify import correctness
 from ttkit.verify.arena import place, tensors_of
 
+# Inputs above this are varied in a cut-down form, a few draws of them are kept at most, and no more
+# than this much of them is looked through for changes.
+LARGE_BYTES = 256 << 20
 MANY_ZEROS = 0.25
 # How far plain numbers of an output may be off; a mean near zero has few digits that are sure.
 NUMBER_RELATIVE, NUMBER_ABSOLUTE = 1e-4, 1e-6

@@ -17,8 +17,8 @@ import torch
 
 from ttkit.verify import variations
 from ttkit.verify.arena import flatten, tensors_of
-from ttkit.verify.casemaker import LARGE_BYTES, CaseMaker
-from ttkit.verify.cases import size_of
+from ttkit.verify.cases import LARGE_BYTES, size_of
+from ttkit.verify.draws import Draws
 
 SAFETY = 2.0
 
@@ -51,18 +51,18 @@ def _synchronize(tensor: torch.Tensor) -> None:
         torch.cuda.synchronize()
 
 
-def limit_ms(cases: CaseMaker, args: Any, device: str, ceiling: dict[str, float]) -> float:
-    """The least time, in ms, in which one call can read what its output depends on.
+def limit_ms(draws: Draws, args: Any, ceiling: dict[str, float]) -> float:
+    """The least time, in ms, in which one call can read what the reference's output depends on.
 
     Of large inputs the share that counts is found on a cut-down form; without one there is no
     limit, since a backward pass in float64 takes several times their memory.
     """
     whole, looked_at = size_of(args), args
     if whole > LARGE_BYTES:
-        looked_at = cases.shrunk(args)
+        looked_at = draws.shrunk(args)
         if looked_at is None:
             return 0.0
-    needed = needed_bytes(cases.exact, looked_at) * whole / max(size_of(looked_at), 1)
+    needed = needed_bytes(draws.reference.exact, looked_at) * whole / max(size_of(looked_at), 1)
     rate = ceiling["memory"] if needed > 2 * ceiling["cache_bytes"] else ceiling["cached"]
     return needed / (rate * SAFETY)
 

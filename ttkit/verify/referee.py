@@ -18,19 +18,30 @@ import random
 import statistics
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
-from ttkit.verify import physics
-from ttkit.verify.arena import ALIGN, Arena, extent, flatten, place, spanned_bytes, tensors_of
-from ttkit.verify.casemaker import LARGE_BYTES, CaseMaker, secret_seed
-from ttkit.verify.cases import Case, NativeCase, judge, same_bits, same_values, size_of
+from ttkit.verify import libraries, physics
+from ttkit.verify.arena import ALIGN, extent, flatten, place, spanned_bytes, tensors_of
+from ttkit.verify.casemaker import CaseMaker
+from ttkit.verify.cases import (
+    LARGE_BYTES,
+    Case,
+    NativeCase,
+    judge,
+    same_values,
+    size_of,
+)
 from ttkit.verify.channel import BadMessage, Channel, ChannelClosed
 from ttkit.verify.correctness import surely_close
+from ttkit.verify.draws import Draws
+from ttkit.verify.reference import Reference
+from ttkit.verify.runner import Runner, give_back_memory, load_module, secret_seed, values_of
+from ttkit.verify.shared import PAGE, Shared, Taken, Weights, share
 from ttkit.verify.variations import TOUCHED, WEIGHT_CHANGES
-from ttkit.verify.worker import Runner, describe, give_back_memory, load_module, values_of
+from ttkit.verify.worker import describe
 
 # A timed run calls the model once for each of several input sets until it lasts about this long,
 # well above the round trip (and on CUDA above launch and synchronisation).
@@ -43,52 +54,7 @@ KEEP_BYTES = {"cpu": 32 << 20, "cuda": 128 << 20}
 DECK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 PROBES = 9
 RENEW_EVERY = 4
-PAGE, POISON = 4096, 16
 NOTHING = Case("none", None, [], [])
-
-
-@dataclass
-class Shared:
-    """The memory that one side of a pair shares with the referee.
-
-    Each side has its own, or the candidate could write what the reference reads. Only on CUDA,
-    where an allocation cannot be taken apart and whoever waits has nothing running, the inputs of
-    both lie in one place.
-    """
-
-    inputs: Arena
-    output: Arena
-    weights: Arena
-
-    @property
-    def fds(self) -> list[int]:
-        return [a.fd for a in (self.inputs, self.output, self.weights) if a.fd >= 0]
-
-    def describe(self) -> dict[str, Any]:
-        """What the other process needs to find it, besides the descriptors."""
-        return {
-            "input_size": self.inputs.size,
-            "input_handle": self.inputs.handle,
-            "output_size": self.output.size,
-            "output_handle": self.output.handle,
-            "weights_size": self.weights.size,
-        }
-
-
-class Taken:
-    """A tensor as it was delivered. Of a large one there is no copy, only of a random part: where
-    that is another by now, `tensor` is nothing but NaN."""
-
-    def __init__(self, tensor: torch.Tensor):
-        self._part = _random_part(tensor)
-        self._tensor = tensor.clone() if self._part is None else tensor
-        self._kept = None if self._part is None else tensor.view(-1)[self._part].clone()
-
-    @property
-    def tensor(self) -> torch.Tensor:
-        if self._kept is not None and not same_bits(self._tensor.view(-1)[self._part], self._kept):
-            self._tensor.fill_(math.nan if self._tensor.is_floating_point() else -1)
-        return self._tensor
 
 
 class Referee:
@@ -142,17 +108,20 @@ class Referee:
         seed = secret_seed() % 2**31
         runner = Runner(task.Model, task, seed, self.device)
         # The float64 copy is taken before any run could change a buffer of the model.
-        self.cases = CaseMaker(task, runner, self.device, KEEP_BYTES[self.kind])
-        weights = self._describe_weights(runner.model)
+        self.reference = Reference(runner)
+        self.draws = Draws(task, self.reference, self.device)
+        self.cases = CaseMaker(self.draws, KEEP_BYTES[self.kind])
+        weights = Weights(runner.model)
         makes = []
         for _ in range(3):  # of one alone, a slow moment would decide for all candidates
             args: Any = None  # large ones have no room beside others
             started = time.perf_counter()
-            args = self.cases.inputs()
+            args = self.draws.inputs()
             makes.append((time.perf_counter() - started) * 1e3)
         make_ms = min(makes)
         runner.inputs = [tuple(args)]
         del args
+        needed = libraries.used(partial(runner.run, [0])) if self.kind == "cuda" else []
         reference_ms = _time(runner)
         runner.inputs = []
         case = self.cases.first()
@@ -161,7 +130,7 @@ class Referee:
         args = case.args
         runner.inputs = []
         input_bytes, output_bytes = size_of(args), place(case.outputs, 0)[1]
-        limit_ms = physics.limit_ms(self.cases, args, self.device, message["ceiling"])
+        limit_ms = physics.limit_ms(self.draws, args, message["ceiling"])
         del case, args
         self._release()
         room = max(1, SLOT_BYTES[self.kind] // max(input_bytes + output_bytes, 1))
@@ -175,17 +144,18 @@ class Referee:
         room = output_bytes + (output_bytes >> 2 if output_bytes <= LARGE_BYTES else 0) + 4096
         # Two calls that follow each other have inputs of their own (of large ones cut-down forms).
         slots = max(self.slots, 1 if input_bytes > LARGE_BYTES else 2)
-        self._share(self._start(slots), room)
+        self.shared = share(self.device, self._start(slots), room, weights)
         # Fresh inputs for every pair where making them does not dwarf the pair itself, and where
         # they are not the same ones each time.
-        self.fresh = make_ms <= 4 * reference_ms + 5.0 and not self.cases.repeats()
+        self.fresh = make_ms <= 4 * reference_ms + 5.0 and not self.draws.repeats()
         self.flush_buffer = self._flush_buffer(message["flush_bytes"])
         return {
             # On CUDA only the weights lie in files; the rest goes by its handle.
             "fds": [fd for shared in self.shared.values() for fd in shared.fds],
             "candidate": self.shared[False].describe(),
             "twin": self.shared[True].describe(),
-            "weights": weights,
+            "weights": weights.specs,
+            "libraries": needed,
             "seed": seed,
             "slots": self.slots,
             "reference_ms": reference_ms,
@@ -215,29 +185,6 @@ class Referee:
         self._synchronize()
         return time.perf_counter() - started
 
-    def _describe_weights(self, model: Any) -> dict[str, Any]:
-        state = model.state_dict() if isinstance(model, torch.nn.Module) else {}
-        specs, self.weights_size = place(list(state.values()), 0)
-        self.state = list(zip(specs, (v.clone() for v in state.values()), strict=True))
-        return dict(zip(state, specs, strict=True))
-
-    def _share(self, input_size: int, output_size: int) -> None:
-        """Make the memory of both sides, by whether the side is trusted."""
-        inputs = None
-        self.shared: dict[bool, Shared] = {}
-        for trusted in (False, True):
-            if inputs is None or self.kind == "cpu":
-                inputs = Arena(input_size, self.device)
-            output = Arena(output_size, self.device)
-            weights = Arena(max(self.weights_size, 1), "cpu")
-            self.shared[trusted] = Shared(inputs, output, weights)
-            self._write_weights(trusted)
-
-    def _write_weights(self, trusted: bool, values: list[torch.Tensor] | None = None) -> None:
-        own = [value for _, value in self.state]
-        for (spec, _), value in zip(self.state, values or own, strict=True):
-            self.shared[trusted].weights.view(spec).copy_(value)
-
     def do_renew(self, message: dict[str, Any]) -> dict[str, Any]:
         """Before candidates are loaded: now and then a case is replaced."""
         self.served += 1
@@ -246,14 +193,8 @@ class Referee:
         return self.do_wipe(message)
 
     def do_wipe(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Leave the candidates' memory as if nobody had ever used it, their weights written again.
-
-        So none meets weights that an earlier one could have altered, or anything else it left.
-        """
-        shared = self.shared[False]
-        for arena in (shared.inputs, shared.output, shared.weights):
-            arena.base.fill_(255)
-        self._write_weights(trusted=False)
+        """Nothing that an earlier candidate had is left for the next."""
+        self.shared[False].wipe()
         return {}
 
     # Correctness -----------------------------------------------------------------------------
@@ -265,7 +206,7 @@ class Referee:
         self.turn = self.shared[message["trusted"]]
         name, kept = message["name"], message["weights"]
         if name in WEIGHT_CHANGES:
-            unclear = self.cases.constant(message["unclear"])  # nothing else can be
+            unclear = self.reference.constant(message["unclear"])  # nothing else can be
             if missing := self.cases.missing(kept + unclear):
                 return {"name": name, "skipped": "", "missing": missing}
         if message["judged"]:
@@ -273,7 +214,7 @@ class Referee:
         else:
             case = self.cases.unanswered()
         if case.args is None and not case.skipped:
-            case.args = self.cases.inputs_alike()
+            case.args = self.draws.inputs_alike()
         self.case = case
         if case.skipped:
             return {"name": case.name, "skipped": case.skipped}
@@ -283,7 +224,7 @@ class Referee:
             return {"name": case.name, "skipped": "there is no room for more rows of large tensors"}
         inputs, size = [case.args], size_of(case.args)
         if case.name == TOUCHED and self._start(0) + 2 * size <= self.turn.inputs.size:
-            inputs.append(self.cases.touched(case.args))  # for a call after it
+            inputs.append(self.draws.touched(case.args))  # for a call after it
         # As far into the memory as the inputs of a timed call may lie.
         begin = self._start(secret_seed() % self.slots)
         begin = min(begin, (self.turn.inputs.size - len(inputs) * size) // ALIGN * ALIGN)
@@ -291,7 +232,7 @@ class Referee:
         self.filled = begin + len(inputs) * size
         self._put(zip(inputs, sets, strict=True), message["trusted"])
         if case.weights is not None:
-            self._write_weights(False, case.weights)
+            self.shared[False].write_weights(case.weights)
         self._poison()
         self._release()
         return {
@@ -309,15 +250,14 @@ class Referee:
         Then an output that is a view of an input, or is yet to be computed from one, is wrong.
         """
         self._look_for_changes()
-        base = self.turn.inputs.base
         aliased = {number for inputs in self.case.aliases for number in inputs}
         if not aliased:
-            _cover(base[: self.filled + -self.filled % PAGE])
+            self.turn.cover_inputs(0, self.filled + -self.filled % PAGE)
         else:  # but those that the reference's output may be a part of
             for _, described in self.staged:
                 for number, spec in enumerate(described["tensors"]):
                     if number not in aliased:
-                        _cover(base[spec["offset"] :][: spanned_bytes(spec)])
+                        self.turn.cover_inputs(spec["offset"], spanned_bytes(spec))
         self._synchronize()
         return {}
 
@@ -337,26 +277,15 @@ class Referee:
 
     def do_own_weights(self, message: dict[str, Any]) -> dict[str, Any]:
         """The weights in the shared memory are the task's own again."""
-        self._write_weights(trusted=False)
+        self.shared[False].write_weights()
         if self.weights_now is not None:
-            self._write_weights(trusted=True)
+            self.shared[True].write_weights()
             self.weights_now = None
         return {}
 
     def _delivered(self, trusted: bool) -> list[torch.Tensor]:
         output = self.shared[trusted].output
         return [output.view(spec) for spec in _placed_outputs(self.case)[0]]
-
-    def _mutated(self, args: Any, described: dict[str, Any]) -> bool:
-        """Whether the candidate's inputs differ from `args`; of large ones a random part counts."""
-        for tensor, spec in zip(tensors_of(args), described["tensors"], strict=True):
-            there = self.shared[False].inputs.view(spec)
-            part = _random_part(tensor)
-            if part is not None and tensor.is_contiguous():
-                there, tensor = (t.view(-1)[part] for t in (there, tensor))
-            if not same_bits(there, tensor):
-                return True
-        return False
 
     # Shared memory ---------------------------------------------------------------------------
 
@@ -384,8 +313,7 @@ class Referee:
         return {"tree": case.tree, "types": list(case.types), "tensors": _placed_outputs(case)[0]}
 
     def _poison(self) -> None:
-        # Every byte 0xFF: NaN in all floating types, -1 in signed integers.
-        self.turn.output.base[: _placed_outputs(self.case)[1]].fill_(255)
+        self.turn.poison_output(_placed_outputs(self.case)[1])
         self._synchronize()
 
     def _synchronize(self) -> None:
@@ -414,12 +342,12 @@ class Referee:
         """
         self.current, self.watched = [], []
         if not self.fresh:
-            self.current = list(map(self.cases.touched, self.cases.pooled_inputs(self.slots)))
+            self.current = list(map(self.draws.touched, self.draws.pooled_inputs(self.slots)))
         elif self.unseen:
             self.current = self.unseen.pop()
         else:
-            draws = [self.cases.inputs_alike() for _ in range(self.slots)]
-            self.current = list(map(self.cases.touched, draws))
+            draws = [self.draws.inputs_alike() for _ in range(self.slots)]
+            self.current = list(map(self.draws.touched, draws))
             if (len(self.deck) + 1) * self.slots * self.slot_bytes <= DECK_BYTES[self.kind]:
                 self.deck.append(self.current)
         return {}
@@ -438,7 +366,7 @@ class Referee:
         delivered = [taken.tensor for taken in self.taken.pop(False)]
         try:
             args = self.current[message["slot"]]
-            case = self.cases.judged(message["name"], args, self.weights_now)
+            case = self.reference.judged(message["name"], args, self.weights_now)
         except Exception:  # whatever the reference raises: it does not take them
             return {"ok": True, "what": ""}
         if case.skipped:
@@ -451,8 +379,8 @@ class Referee:
         self.weights_now = self.cases.reweighed(message["weights"])
         if self.weights_now is None:
             return {"reweighed": False}
-        for trusted in (False, True):
-            self._write_weights(trusted, list(self.weights_now.values()))
+        for shared in self.shared.values():
+            shared.write_weights(list(self.weights_now.values()))
         return {"reweighed": True}
 
     def do_stage(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -472,7 +400,11 @@ class Referee:
     def _look_for_changes(self) -> None:
         """Note whether the candidate, if it was the one to run, left its inputs as they were."""
         if self.watched:
-            self.mutated = any(self._mutated(*pair) for pair in self.watched)
+            self.mutated = not all(
+                self.shared[False].holds(tensor, spec)
+                for args, described in self.watched
+                for tensor, spec in zip(tensors_of(args), described["tensors"], strict=True)
+            )
         self.watched = []
 
     def do_recheck(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -489,7 +421,7 @@ class Referee:
         if not found["ok"]:
             # By how much both are off on these very inputs decides, unless there is no room for it.
             with contextlib.suppress(torch.OutOfMemoryError):
-                case = self.cases.case("timed", self.current[message["slot"]], self.weights_now)
+                case = self.reference.case("timed", self.current[message["slot"]], self.weights_now)
                 found = judge(case, theirs, message["values"], values_of(case.tree))
         return {"ok": found["ok"], "what": found["what"], "mutated": mutated}
 
@@ -519,23 +451,6 @@ class Referee:
             self._synchronize()
             times.append(time.perf_counter() - started)
         return {"seconds": statistics.median(times)}
-
-
-def _random_part(tensor: torch.Tensor) -> slice | None:
-    """Where a secret part of a large tensor lies among its elements; None for any other."""
-    part = LARGE_BYTES // tensor.element_size()
-    if tensor.numel() <= part:
-        return None
-    start = secret_seed() % (tensor.numel() - part)
-    return slice(start, start + part)
-
-
-def _cover(memory: torch.Tensor) -> None:
-    """Poison some of every page of `memory`, at a secret place in it."""
-    start = secret_seed() % (PAGE // POISON) * POISON
-    pages = memory[: len(memory) // PAGE * PAGE].view(-1, PAGE)
-    pages[:, start : start + POISON] = 255
-    memory[:POISON] = 255
 
 
 def _placed_outputs(case: Case) -> tuple[list[dict[str, Any]], int]:

@@ -118,7 +118,7 @@ class Side:
         except (ChannelClosed, ChannelTimeout, BadMessage):
             raise InfraError("a worker process did not start") from None
         self.guards = hello.get("guards", {})
-        message = {"op": "load", "seed": info["seed"], "weights": info["weights"]}
+        message = {"op": "load"} | {k: info[k] for k in ("seed", "weights", "libraries")}
         message |= info["twin" if self.trusted else "candidate"]
         _, loaded = self.ask(message, "loading its module", limit, fds=fds)
         self.weights_loaded = self._names(loaded.get("weights_loaded"), info["weights"])

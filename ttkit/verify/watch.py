@@ -35,7 +35,14 @@ GUARDED: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (torch.testing, ("assert_close",)),
 )
 # The harness itself, as far as it runs in this process.
-HARNESS = ("ttkit.verify.worker", "ttkit.verify.arena", "ttkit.verify.channel", __name__)
+HARNESS = (
+    "ttkit.verify.worker",
+    "ttkit.verify.runner",
+    "ttkit.verify.weights",
+    "ttkit.verify.arena",
+    "ttkit.verify.channel",
+    __name__,
+)
 
 
 def runtime() -> dict[str, int]:

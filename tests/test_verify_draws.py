@@ -1,0 +1,192 @@
+"""Inputs of a referee: drawn, mixed, touched, cut down, and what they keep in all of that."""
+
+from __future__ import annotations
+
+import types
+
+import torch
+from case_makers import Conv, call_large, case_maker, maker
+
+from ttkit.verify import draws, mixing, structure, variations
+
+
+def test_a_convolution_is_varied_in_its_image_not_only_in_its_batch():
+    made = maker(Conv, (4, 3, 32, 32))
+    made.first()
+    assert made.numbered(1, "other_shapes").args[0].shape == (3, 3, 20, 20)
+
+
+def test_a_large_image_is_cut_down_in_all_but_its_channels(monkeypatch):
+    call_large(monkeypatch, 1 << 16)
+    monkeypatch.setattr(draws, "SMALL_BYTES", 1 << 11)
+    made = maker(Conv, (2, 3, 96, 96))
+    small = made.draws.shrunk(made.draws.inputs())[0]
+    assert small.shape[1] == 3 and small.nbytes <= 1 << 11
+    # With a batch of one and nothing else to cut, as near as it gets; too large is nothing.
+    monkeypatch.setattr(draws, "SMALL_BYTES", 1)
+    assert made.draws.shrunk(made.draws.inputs())[0].nbytes < 1 << 16
+
+
+def test_a_mixture_keeps_what_inputs_promise_and_is_no_multiple_of_either():
+    one, other = torch.rand(8, 8).tril(), torch.rand(8, 8).tril()
+    index = torch.arange(8)
+    (found, same, plain), number = mixing.mixed(
+        ([one, index, torch.ones(3)], 5),
+        ([other, index.flip(0), torch.ones(4)], 6),
+        *(0.25, 2.0, [False]),
+    )
+    noise = (found / (2 * (0.25 * one + 0.75 * other)))[one > 0]
+    assert 0.9 <= noise.min() < 0.95 and 1.05 < noise.max() <= 1.1 and not found.triu(1).any()
+    assert torch.equal(same, index) and torch.equal(plain, torch.ones(3)) and number == 5
+    ratios = (found / one)[one > 0]
+    assert float(ratios.std()) > 0.1
+    assert torch.allclose(mixing.mixed(one, one, 0.25, 2.0, []), 2 * one, rtol=0.1)
+    both = one + one.T
+    found = mixing.mixed(both, both, 0.25, 2.0, [])
+    assert torch.equal(found, found.T) and not torch.allclose(found, 2 * both)
+    assert torch.allclose(found, 2 * both, rtol=0.22)
+
+
+def test_few_values_and_integers_stay_what_they_are_when_they_are_mixed():
+    """A mask of 0 and 1 that became one of 0 and 1.38 made honest programs wrong."""
+    masks = [(torch.rand(64, 48) < 0.3).float() for _ in range(2)]
+    counts = [torch.poisson(torch.full((64, 48), 3.0)) for _ in range(2)]
+    index = [torch.randint(0, 9, (64, 48)) for _ in range(2)]
+    inputs = [[m, c, i] for m, c, i in zip(masks, counts, index, strict=True)]
+    drawn = [mixing.mixed(*inputs, 0.5, 1.7, [True]) for _ in range(2)]
+    for first, second in zip(*drawn, strict=True):
+        assert torch.equal(first, first.round()) and first.min() >= 0 and first.max() < 15
+        assert 0.02 < (first != second).float().mean() < 0.6  # not twice the same
+    kept = mixing.mixed(*inputs, 0.5, 1.7, [False])
+    assert torch.equal(kept[2], index[0])
+    alone = mixing.mixed(counts[0], counts[0], 0.5, 1.7, [])
+    assert (alone != counts[0]).float().mean() > 0.2 and torch.equal(alone, alone.round())
+
+
+def test_integers_are_mixed_where_the_reference_takes_that():
+    class Bag(torch.nn.Module):
+        def forward(self, x, offsets, table):
+            assert (offsets[1:] >= offsets[:-1]).all(), "offsets in order"
+            return torch.nn.functional.embedding_bag(x, table, offsets)
+
+    def draw():
+        offsets = torch.randint(0, 60, (8,)).sort().values
+        offsets[0] = 0
+        return [torch.randint(0, 50, (64,)), offsets, torch.randn(50, 4)]
+
+    task = types.SimpleNamespace(get_inputs=draw, get_init_inputs=lambda: [])
+    made = case_maker(task, Bag, 1 << 30)
+    drawn = made.draws.pooled_inputs(6)
+    assert made.draws._mixable == [True, False]
+    assert all((x[0] != y[0]).any() for x in drawn for y in made.draws._pool)
+
+
+def test_what_is_made_of_few_inputs_is_no_combination_of_them():
+    made = maker(shape=(8, 64))
+    drawn = torch.stack([args[0].flatten() for args in made.draws.pooled_inputs(16)]).double()
+    values = torch.linalg.svdvals(drawn)
+    assert values[-1] > 1e-3 * values[0]  # four sets alone would leave twelve of sixteen at 0
+
+
+def test_touched_inputs_are_the_ones_met_before_but_for_a_few_values():
+    made = maker(shape=(64, 64))
+    before = made.first().args[0]
+    after = made.numbered(1, "touched").args[0]
+    changed = before != after
+    assert 0 < changed.sum() <= 16
+    factors = (after / before)[changed].abs()
+    assert ((factors == 0) | (factors >= 1.5)).all() and factors.max() <= 300.0**2
+    again = made.draws.touched([before])[0]
+    factors = (again / before)[again != before].abs()
+    assert factors.min() >= 1.5 and factors.max() <= 3.0**2  # no outliers where it is timed
+
+
+def test_a_touch_may_make_an_outlier_or_a_zero():
+    ones = torch.ones(1000)
+    touched = [mixing.touched(ones, True, [True], outliers=True) for _ in range(50)]
+    values = torch.cat([t[t != 1] for t in touched])
+    assert (values == 0).any() and values.abs().max() > 100 and (values < 0).any()
+
+
+def test_a_triangle_stays_one_whatever_varies():
+    upper = torch.triu(torch.randn(300, 300))
+    wide = torch.triu(torch.randn(4200, 4200))  # its first row, 4200 elements, has no zeros
+    assert structure.with_zeros(wide) and not structure.with_zeros(torch.randn(4200, 4200))
+    for change in variations.VALUES.values():
+        assert torch.equal(change(upper) == 0, upper == 0)
+    for _ in range(20):
+        touched = mixing.touched([upper], True, [True], outliers=True)[0]
+        assert not touched.tril(-1).any() and not torch.equal(touched, upper)
+    assert list(variations.enlarged([upper, upper])) == []
+    assert list(variations.enlarged([torch.randn(300, 300)] * 2))
+
+
+class Careful(torch.nn.Module):
+    def forward(self, x, y):
+        return torch.where(torch.isfinite(x), x - y, 0.0)
+
+
+def test_infinite_values_come_only_where_the_reference_looks_for_them():
+    task = types.SimpleNamespace(
+        get_inputs=lambda: [torch.randn(16, 64), torch.randn(16, 64)], get_init_inputs=lambda: []
+    )
+    made = case_maker(task, Careful, 1 << 30)
+    made.first()
+    x, y = made.numbered(5, "special").args
+    assert x.isinf().any() and 0 < (x == y).sum() <= 32
+    plain = maker(torch.nn.ReLU, (64, 64))
+    plain.first()
+    assert plain.numbered(5, "special").args[0].isfinite().all()
+
+
+def test_a_fixed_seed_is_noticed():
+    fixed = maker(draw=lambda *shape: torch.ones(shape) * torch.arange(256.0))
+    assert fixed.draws.repeats() and not maker().draws.repeats()
+
+
+def test_touched_inputs_keep_their_signs_where_the_reference_needs_them():
+    class Log(torch.nn.Module):
+        def forward(self, x):
+            return x.log()
+
+    made = maker(Log, (64, 64), draw=torch.rand)
+    made.first()
+    case = made.numbered(1, "touched")
+    assert not case.skipped and (case.args[0] > 0).all() and made.draws.signs is False
+    assert (made.draws.touched([torch.rand(64, 64)])[0] > 0).all()
+
+
+def test_one_touch_with_other_signs_that_the_reference_bore_by_chance_proves_nothing():
+    made = maker(shape=(64, 64))
+    made.first()
+    made.draws.signs = False  # as an earlier touch found
+    made.numbered(2, "touched")
+    assert made.draws.signs is False
+
+
+def test_inputs_that_are_dear_to_make_do_not_come_back_as_multiples():
+    made = maker(shape=(8, 64))
+    drawn = [made.draws.pooled_inputs(2) for _ in range(6)]
+    flat = torch.stack([args[0].flatten() for sets in drawn for args in sets])
+    likeness = torch.corrcoef(flat) - torch.eye(len(flat))
+    # Of four sets that are only scaled, a fifth of all pairs are multiples of each other.
+    assert float((likeness > 1 - 1e-6).double().mean()) < 0.1
+
+
+class Flat(torch.nn.Module):
+    """Takes rows of another length for other rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(64, 8)
+
+    def forward(self, x):
+        return self.layer(x.reshape(-1, 64))
+
+
+def test_other_shapes_that_are_cut_up_by_chance_are_left_out():
+    made = maker(Flat, (256, 64))
+    made.first()
+    # 192 rows of 48 are 144 rows of 64.
+    shape = made.numbered(1, "other_shapes").args[0].shape
+    assert shape[1] == 64 and shape[0] < 256

@@ -1,0 +1,123 @@
+"""What a task's reference returns, natively and in float64, on any inputs and with any weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+
+from ttkit.verify import correctness, structure, variations
+from ttkit.verify.arena import flatten, tensors_of
+from ttkit.verify.cases import LARGE_BYTES, Case
+from ttkit.verify.runner import Runner, kind_of, overlaps, secret_seed, seed_all
+
+# A variation on which the reference itself is no better than this says nothing of a candidate.
+VAGUE_ERROR = 1e-2
+DENSE = torch.contiguous_format
+
+
+class Reference:
+    """Runs the reference and its float64 copy."""
+
+    def __init__(self, runner: Runner):
+        self.runner = runner
+        # Taken before any run could change a buffer of the model.
+        self.exact = runner.twin().double()
+        self.mutates = True  # until it is known
+        self.usually_finite = True  # the output, on inputs as declared
+
+    def case(self, name: str, args: Any, weights: dict[str, torch.Tensor] | None = None) -> Case:
+        """Run the reference on `args`, natively and in float64, with other `weights` if given."""
+        case = self.native(name, args, weights)
+        case.exact = self.in_float64(args, case.outputs, weights)
+        # Where that is so as declared, NaN for NaN, if the reference itself agrees.
+        # (How infinite inputs spread is nobody's promise.)
+        strict = self.usually_finite or name == variations.SPECIAL
+        if not case.finite and (strict or not max(case.own_errors) < VAGUE_ERROR):
+            case.skipped = "the float64 reference is not finite"
+        return case
+
+    def judged(self, name: str, args: Any, weights: dict[str, torch.Tensor] | None) -> Case:
+        """`case`, skipped where the reference itself is vague about it."""
+        return unless_vague(self.case(name, args, weights))
+
+    def native(self, name: str, args: Any, weights: dict[str, torch.Tensor] | None = None) -> Case:
+        """What the reference itself makes of `args`, without a float64 run."""
+        tensors: list[torch.Tensor] = []
+        given = copy.deepcopy(args) if self.mutates else args
+        with torch.no_grad():
+            tree = flatten(_call(self.runner.model, given, weights), tensors)
+            case = Case(name, args, [_own(t) for t in tensors], [], tree)
+            case.aliases = overlaps(tensors_of(given), tensors)
+        case.types = tuple(map(kind_of, tensors))
+        case.weights = None if weights is None else list(weights.values())
+        return case
+
+    def in_float64(
+        self,
+        args: Any,
+        outputs: list[torch.Tensor],
+        weights: dict[str, torch.Tensor] | None = None,
+    ) -> list[torch.Tensor]:
+        """The float64 run's outputs. Raises torch.OutOfMemoryError where there is no room."""
+        exact: list[torch.Tensor] = []
+        try:
+            wide = weights and {k: correctness.to_float64(v) for k, v in weights.items()}
+            with torch.no_grad(), correctness.widened():
+                flatten(_call(self.exact, correctness.to_float64(args), wide), exact)
+            exact = [_own(t) for t in exact]
+        except (torch.OutOfMemoryError, torch.linalg.LinAlgError):
+            # The second: there is no answer, and what single precision makes of it is chance.
+            raise
+        except (RuntimeError, TypeError):
+            # No float64 kernel, say: the native run is the yardstick.
+            exact = []
+        if [t.shape for t in exact] != [t.shape for t in outputs]:
+            return [correctness.to_float64(t) for t in outputs]
+        # What no number of the native type is near to overflows there, and is right to.
+        for y64, y in zip(exact, outputs, strict=True):
+            if y.is_floating_point() and y64.is_floating_point() and y64.numel():
+                correctness.overflow_(y64, torch.finfo(y.dtype).max)
+        return exact
+
+    def state(self) -> set[str]:
+        """The names of the reference's weights."""
+        model = self.runner.model
+        return set(model.state_dict()) if isinstance(model, torch.nn.Module) else set()
+
+    def changed_weights(
+        self, which: Collection[str], change: Callable[[torch.Tensor], torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """All weights, those that `which` names changed."""
+        seed_all(secret_seed())
+        state = self.runner.model.state_dict()
+        return {k: change(v) if k in which else v for k, v in state.items()}
+
+    def constant(self, names: Collection[str]) -> list[str]:
+        """Those of `names` whose weights are of one value throughout."""
+        state = self.runner.model.state_dict() if names else {}
+        return [name for name in names if structure.constant(state[name])]
+
+
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    """A dense copy of an output, or a large one itself: for it there may be no room, and it is
+    let go before the model runs again."""
+    tensor = tensor.detach()
+    if tensor.nbytes > LARGE_BYTES:
+        return tensor.contiguous()
+    return tensor.clone(memory_format=DENSE)
+
+
+def unless_vague(case: Case) -> Case:
+    """`case`, skipped where the reference's own error is large."""
+    if not case.skipped and max(case.reference_errors, default=0.0) > VAGUE_ERROR:
+        case.skipped = "the reference itself is far from its float64 run"
+    return case
+
+
+def _call(model: Any, args: Any, weights: dict[str, torch.Tensor] | None) -> Any:
+    if weights is None:
+        return model(*args)
+    return torch.func.functional_call(model, weights, tuple(args))
