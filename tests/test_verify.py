@@ -345,3 +345,27 @@ def test_all_answers_together_have_a_limit_of_their_own():
         verdict = v.verify(TASK, module("import time", forward("time.sleep(0.4)")))
     assert (verdict.status, verdict.flags) == ("timeout", ("time_limit",)), verdict.reason
     assert "in all" in verdict.reason
+
+
+def test_whoever_names_a_compiler_may_run_it_in_any_call():
+    # After the checks, so in a timed run: longer than a call may take, not than a compiler may.
+    source = module(
+        "import time\nCALLS = []",
+        forward("CALLS.append(0)\nif len(CALLS) == 30:\n    time.sleep(1.2)"),
+    )
+    limits = dataclasses.replace(LIMITS, run_seconds=0.6, run_factor=0, compile_seconds=30.0)
+    with Verifier(SURE, limits=limits) as v:
+        verdict = v.verify(TASK, source)
+        assert (verdict.status, verdict.flags) == ("timeout", ("time_limit",)), verdict.reason
+        assert "timed" in verdict.reason
+        assert v.verify(TASK, source + "\n# torch.compile").correct
+
+
+def test_a_compiler_has_cpu_time_of_its_own():
+    limits = Limits(cpu_seconds=60, compile_seconds=90.0)
+    assert [limits.cpu_time("cpu", compiles) for compiles in (False, True)] == [60, 150]
+
+
+def test_no_input_lies_where_torch_compile_would_compile_again(verifier):
+    text = "assert x.storage_offset() > 1 and y.storage_offset() > 1"
+    assert verifier.verify(TASK, body(forward(text))).correct

@@ -190,3 +190,13 @@ def test_other_shapes_that_are_cut_up_by_chance_are_left_out():
     # 192 rows of 48 are 144 rows of 64.
     shape = made.numbered(1, "other_shapes").args[0].shape
     assert shape[1] == 64 and shape[0] < 256
+
+
+def test_how_large_inputs_are_cut_down_is_found_once(monkeypatch):
+    call_large(monkeypatch, 1 << 16)
+    monkeypatch.setattr(draws, "SMALL_BYTES", 1 << 11)
+    made = maker(Conv, (2, 3, 96, 96))
+    first = made.draws.shrunk(made.draws.inputs())
+    monkeypatch.setattr(made.reference.runner.model, "forward", None)  # it is not run again
+    again = made.draws.shrunk(made.draws.inputs())
+    assert first[0].shape == again[0].shape and not torch.equal(first[0], again[0])
