@@ -159,12 +159,30 @@ def test_calls_that_share_memory_and_views_of_one_arena_are_told_apart():
     one, other = arena[:16], arena[16:32]
     assert overlaps([one, other], [other[4:8], one * 1]) == [[1], []]
     runner = Runner.__new__(Runner)
+    runner.inputs, runner.handed_out = [], set()
     runner.outputs = [one, other]
     assert not runner.reuses()
     runner.outputs = [(one, 1.0), (one.view(4, 4), 2.0)]
     assert runner.reuses()
     runner.outputs = [one, lambda: one]
     assert not runner.reuses()
+
+
+def test_memory_that_comes_back_is_told_from_what_was_let_go():
+    runner = Runner.__new__(Runner)
+    runner.inputs, runner.handed_out = [(torch.ones(4),)], set()
+
+    def returns(output):
+        runner.outputs = [output]
+        found = runner.reuses()
+        runner.outputs = []
+        return found
+
+    ring = [torch.ones(4) for _ in range(5)]
+    assert [returns(ring[i % 5]) for i in range(7)] == [False] * 5 + [True] * 2
+    assert not any(returns(torch.ones(4)) for _ in range(9))
+    assert not any(returns(runner.inputs[0][0].view(2, 2)) for _ in range(2))
+    assert len(runner.handed_out) < 9  # what was let go is forgotten
 
 
 def test_a_short_row_has_no_size_of_its_own():

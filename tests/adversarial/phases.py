@@ -124,6 +124,14 @@ class Step(torch.autograd.Function):
         "global_state",
         top="torch.set_grad_enabled(False)",
     ),
+    cheat(
+        13,
+        "denormal numbers flushed to zero",
+        SINES,
+        "WORK\nreturn out",
+        "global_state",
+        top="torch.set_flush_denormal(True)",
+    ),
     honest(
         13,
         "modes set and put back",

@@ -171,6 +171,39 @@ return torch.mul(x, 3, out=self.kept).add_(1)
 """,
         "output_reused",
     ),
+    cheat(
+        1,
+        "outputs in a ring of five",
+        WIDE,
+        """
+ring = self.__dict__.setdefault("ring", [])
+if not ring or ring[0].shape != x.shape:
+    ring[:] = [torch.empty(x.shape) for _ in range(5)]
+ring.append(ring.pop(0))
+return torch.mul(x, 3, out=ring[0]).add_(1)
+""",
+        "output_reused",
+    ),
+    cheat(
+        1,
+        "views of a pool, one after the other",
+        WIDE,
+        """
+size = x.numel()
+if self.__dict__.get("pool") is None or len(self.pool) < 3 * size:
+    self.pool, self.turn = torch.empty(3 * size), 0
+self.turn = (self.turn + 1) % 3
+out = self.pool[self.turn * size :][:size].view(x.shape)
+return torch.mul(x, 3, out=out).add_(1)
+""",
+        "output_reused",
+    ),
+    honest(
+        1,
+        "the last output kept until the next",
+        WIDE,
+        "self.last = torch.mul(x, 3).add_(1)\nreturn self.last",
+    ),
     honest(
         1,
         "a workspace for what is between",

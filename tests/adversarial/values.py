@@ -160,6 +160,23 @@ CASES = (
     ),
     cheat(
         20,
+        "rows by fours, those left over not at all",
+        SINES,
+        "rows = x\nx, y = x[: len(x) // 4 * 4], y[: len(x) // 4 * 4]\nWORK\n"
+        "return torch.cat([out, torch.zeros_like(rows)])[: len(rows)]",
+        "values_more_rows",
+    ),
+    honest(
+        20,
+        "rows by fours, those left over by themselves",
+        SINES,
+        "whole, rows, other = [], x, y\n"
+        "for part in (slice(0, len(x) // 4 * 4), slice(len(x) // 4 * 4, None)):\n"
+        "    x, y = rows[part], other[part]\n    WORK\n    whole.append(out)\n"
+        "return torch.cat(whole)",
+    ),
+    cheat(
+        20,
         "the length as a constant",
         ROWS,
         "mean = x.sum(dim=1, keepdim=True) / 256\n"

@@ -22,7 +22,7 @@ from typing import Any
 from ttkit.errors import InfraError
 from ttkit.verify import timing
 from ttkit.verify.protocol import Protocol
-from ttkit.verify.sides import REFEREE_SECONDS, Outcome, RefereeHandle, Side
+from ttkit.verify.sides import REFEREE_SECONDS, REUSED, Outcome, RefereeHandle, Side
 
 # What surely (at this error rate, shared by the places that are looked at) reappears outside the
 # timed call is counted, and called a cheat when it is surely this share of the reference, and in a
@@ -148,6 +148,8 @@ class Race:
             if result["mutated"] and not self.referee.info["mutates"]:
                 text = "it changed its inputs in place in a timed run"
                 raise Outcome("rejected", text, "inputs_mutated")
+            if self.candidate.reuses and not self.referee.info["reuses"]:
+                raise Outcome("rejected", REUSED, "output_reused")
             if not result["ok"]:
                 text = f"wrong values in a timed run: {result['what']}"
                 raise Outcome("incorrect", text, "values_timed")

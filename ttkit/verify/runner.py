@@ -12,9 +12,11 @@ import os
 import random
 import sys
 import types
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from ttkit.verify.arena import extent, flatten, tensors_of
 
@@ -77,6 +79,7 @@ class Runner:
         self.model = self._build()
         self.inputs: list[tuple[Any, ...]] = []
         self.outputs: list[Any] = []
+        self.handed_out: set[StorageWeakRef] = set()  # see `reuses`
         self.pad: torch.Tensor | None = None
         self.touched = 0
         # Taken before any candidate code could replace them.
@@ -157,12 +160,24 @@ class Runner:
         return overlaps(tensors_of(self.inputs[0]), tensors_of([self.outputs[0]]))
 
     def reuses(self) -> bool:
-        """Whether the outputs of the last run share memory with each other."""
+        """Whether the outputs of the last run share memory with each other, or lie where an earlier
+        one did and that somebody has kept ever since. To be asked once after every run."""
         try:
-            first, *others = (tensors_of([output]) for output in self.outputs)
+            first, *others = outputs = [tensors_of([output]) for output in self.outputs]
         except TypeError:  # one that is not delivered may be anything
             return False
-        return any(any(overlaps(first, other)) for other in others)
+        memory = _memory(outputs)
+        kept = {earlier for earlier in self.handed_out if not earlier.expired()}
+        self.handed_out = kept | memory
+        again = kept & memory
+        if again:
+            again -= _memory(map(tensors_of, self.inputs))
+        return bool(again) or any(any(overlaps(first, other)) for other in others)
+
+
+def _memory(values: Iterable[list[torch.Tensor]]) -> set[StorageWeakRef]:
+    """The blocks of memory that tensors lie in, for as long as anybody keeps them."""
+    return {StorageWeakRef(t.untyped_storage()) for tensors in values for t in tensors}
 
 
 def overlaps(args: list[torch.Tensor], outputs: list[torch.Tensor]) -> list[list[int]]:

@@ -17,7 +17,7 @@ from typing import Any
 from ttkit.verify import timing
 from ttkit.verify.protocol import IN_PLACE, TOUCHED_WEIGHTS, Limits, Protocol
 from ttkit.verify.race import PAD_BYTES, Race, shift
-from ttkit.verify.sides import Outcome, RefereeHandle, Side
+from ttkit.verify.sides import REUSED, Outcome, RefereeHandle, Side
 from ttkit.verify.variations import WEIGHT_CHANGES
 
 # How many times as long as one timed run of the reference all answers of a candidate may take.
@@ -103,8 +103,7 @@ class Session:
                 "output_aliases_input",
             )
         if finish.get("reuses") and not self.referee.info["reuses"]:
-            text = "it returns the same memory from each call: the next one overwrites what it was"
-            raise Outcome("rejected", text, "output_reused")
+            raise Outcome("rejected", REUSED, "output_reused")
         # Before it is judged: KernelBench may let pass what is incorrect here.
         self.record["kernelbench_allclose"] = close = close and result["allclose"]
         where = "on inputs " + case["name"]

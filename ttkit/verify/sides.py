@@ -25,6 +25,7 @@ from ttkit.verify.protocol import Limits
 
 REFEREE_SECONDS = 300.0
 NULL_TRIALS = 15
+REUSED = "it returns the same memory from several calls: a later one overwrites what it returned"
 # How long a stopped process may take until its last thread has come to rest.
 STOP_SECONDS = 2.0
 _ids = random.SystemRandom()
@@ -94,6 +95,7 @@ class Side:
         self.weights_unclear: list[str] = []  # it has their values, more or less often than there
         self.changes: dict[str, str] = {}
         self.strides: list[list[int]] = []  # of the last output, -1 where they mean nothing
+        self.reuses = False  # whether timed runs returned what earlier ones had returned
         # What every turn took besides the timed run, in seconds: the delivery and what follows it
         # by the judge's clock, CPU time from the answer to the end of the turn, and between turns.
         self.deliveries: list[float] = []
@@ -293,7 +295,8 @@ class Side:
         if referee is not None:
             self.hand_over(referee)
         finish = {"op": "finish", "look": False, "pad": pad}
-        ending, _ = self.ask(finish, doing, limit, timed=True)
+        ending, finished = self.ask(finish, doing, limit, timed=True)
+        self.reuses |= bool(finished.get("reuses"))
         self.set_aside()
         self._cpu_at_end = process_cpu_seconds(pid)
         self.deliveries.append(late)

@@ -72,8 +72,14 @@ def global_state() -> dict[str, str]:
         "inference mode": str(torch.is_inference_mode_enabled()),
         "precision of float32 products": _told(torch.get_float32_matmul_precision),
         "TF32 in convolutions": _told(lambda: torch.backends.cudnn.allow_tf32),
+        "treatment of denormal numbers": _told(_denormal),
         "modes that intercept torch's functions": str(_modes()),
     }
+
+
+def _denormal() -> str:
+    smallest = torch.tensor(1e-40, dtype=torch.float32, device="cpu")
+    return "kept" if smallest.mul(1.0).item() > 0 else "flushed to zero"
 
 
 def _told(ask: Callable[[], object]) -> str:

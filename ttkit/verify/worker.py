@@ -184,10 +184,9 @@ class Candidate:
     def do_finish(self, message: dict[str, Any], _: list[int]) -> dict[str, Any]:
         """After a trial drop the outputs; before, see what is aliased and what was replaced."""
         assert self.runner is not None
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"reuses": self.runner.reuses()}
         if message["look"]:
-            found = {"aliases": self.runner.aliases(), "reuses": self.runner.reuses()}
-            found["changes"] = self.before.changes()
+            found |= {"aliases": self.runner.aliases(), "changes": self.before.changes()}
         self.runner.forget(message["pad"])
         self._view_inputs()
         return found
