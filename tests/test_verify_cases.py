@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from case_makers import Log, answer, call_large, maker
+from case_makers import Log, Softmax, answer, call_large, maker
 
 from ttkit.verify import correctness, draws, variations
 from ttkit.verify.arena import Arena, place
@@ -111,7 +111,7 @@ def test_without_room_for_float64_the_error_is_that_of_a_cut_down_form(monkeypat
 
 def test_nothing_can_be_cut_down_and_nothing_fits(monkeypatch):
     call_large(monkeypatch, 1 << 10)
-    monkeypatch.setattr(variations, "reshaped", lambda args: iter(()))
+    monkeypatch.setattr(variations, "reshaped", lambda args, fixed: iter(()))
     made = maker(keep_bytes=0)
 
     def short_of_memory(x):
@@ -301,3 +301,38 @@ class Singular(torch.nn.Module):
 def test_where_float64_finds_no_answer_there_is_no_case():
     case = maker(Singular, (64, 64)).numbered(1, "more_rows")
     assert "the reference raises" in case.skipped and "LinAlgError" in case.skipped
+
+
+class Mean(torch.nn.Module):
+    def forward(self, x):
+        return ((x - 1) ** 2).mean()
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "expected"),
+    [(Softmax, (64, 256), 256), (Mean, (64, 256), 64 * 256), (Log, (64, 256), 1)],
+)
+def test_what_a_number_is_made_of_is_found_by_derivatives(model, shape, expected):
+    made = maker(model, shape, draw=torch.rand)
+    made.first()
+    assert made.reference.fan_in == made.numbered(0, "declared").fan_in == expected
+
+
+def test_of_large_inputs_it_is_that_of_a_cut_down_form_made_larger(monkeypatch):
+    call_large(monkeypatch, 1 << 15)
+    monkeypatch.setattr(draws, "SMALL_BYTES", 1 << 14)
+    made = maker(shape=(256, 512), keep_bytes=0)
+    made.first()
+    assert 256 < made.reference.fan_in < 1024
+    assert made.unanswered().reference_errors[0] > 0
+
+
+def test_long_sums_may_be_off_by_what_rounding_makes_of_them():
+    made = maker(Mean, (1024, 1024))
+    case = made.first()
+    assert answer(case, lambda y: y * (1 + 3e-5))["ok"]
+    assert not answer(case, lambda y: y * (1 + 1e-3))["ok"]
+    short = maker(Log, (64, 64), draw=lambda *shape: 2 + torch.rand(shape)).first()
+    assert not answer(short, lambda y: y * (1 + 3e-5))["ok"]
+    assert correctness.rounding(10**6, torch.int64) == 0
+    assert correctness.rounding(10**6, torch.bfloat16) < 1e-4

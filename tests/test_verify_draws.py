@@ -200,3 +200,17 @@ def test_how_large_inputs_are_cut_down_is_found_once(monkeypatch):
     monkeypatch.setattr(made.reference.runner.model, "forward", None)  # it is not run again
     again = made.draws.shrunk(made.draws.inputs())
     assert first[0].shape == again[0].shape and not torch.equal(first[0], again[0])
+
+
+def test_sizes_that_weights_have_stay_where_they_are():
+    x = [torch.randn(32, 32, 48, 48)]
+    ways = [args[0].shape for args in variations.reshaped(x, {32, 3})]
+    assert ways[0] == (20, 32, 36, 36) and all(shape[1] == 32 for shape in ways)
+    assert all(args[0].shape[1] == 32 for args in variations.enlarged(x, {32, 3}))
+    assert [args[0].shape for args in variations.reshaped([torch.randn(1, 32)], {32})] == []
+
+
+def test_rows_come_in_odd_numbers():
+    for rows in (2, 4, 16, 33, 512):
+        found = {args[0].shape[0] for args in variations.enlarged([torch.randn(rows, 64)])}
+        assert found - {rows} and (rows % 2 or all(n % 2 for n in found - {rows}))

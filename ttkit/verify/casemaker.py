@@ -53,6 +53,7 @@ class CaseMaker:
         args = self.draws.inputs()
         if size_of(args) <= LARGE_BYTES:
             self.draws.like = args
+        self.reference.fan_in = self._fan_in(args)
         native = self.reference.native("declared", args)
         self.follows = self._follows(native)
         try:
@@ -72,6 +73,15 @@ class CaseMaker:
         self.pattern = NativeCase(native, blank, errors)
         self.pattern.args = None
         return NativeCase(native, native.outputs, errors)
+
+    def _fan_in(self, args: Any) -> int:
+        """That of the reference; where inputs are large, made of that of a cut-down form."""
+        small = args if size_of(args) <= LARGE_BYTES else self.draws.shrunk(args)
+        if small is None:
+            return 1
+        # Both dimensions of a matrix are cut alike, and it sums over one.
+        scale = math.sqrt(size_of(args) / max(size_of(small), 1))
+        return round(scale * self.reference.find_fan_in(small))
 
     @staticmethod
     def _follows(case: Case) -> bool:
@@ -173,9 +183,9 @@ class CaseMaker:
         if name == variations.INDICES:
             yield from variations.reindexed(args)
         elif name == variations.SHAPES:
-            yield from variations.reshaped(args)
+            yield from variations.reshaped(args, self.reference.sizes())
         elif name == variations.ROWS:
-            yield from variations.enlarged(args)
+            yield from variations.enlarged(args, self.reference.sizes())
         elif name == variations.TOUCHED:
             self.draws.touchable = mixing.touchable(args)
             for swap in (mixing.swapped, variations.unchanged):

@@ -41,6 +41,7 @@ class Case:
     weights: list[torch.Tensor] | None = None
     skipped: str = ""
     aliases: list[list[int]] = field(default_factory=list)
+    fan_in: int = 1  # how many numbers of the inputs one of the output is made of
 
     @functools.cached_property
     def yardsticks(self) -> list[correctness.Yardstick | None]:
@@ -72,7 +73,12 @@ class Case:
     @property
     def reference_errors(self) -> list[float]:
         """What a program as good as the reference is off by, for each output tensor."""
-        return self.own_errors
+        return self._usual(self.own_errors)
+
+    def _usual(self, errors: list[float]) -> list[float]:
+        """`errors`, but at least what rounding makes of sums as long as this."""
+        pairs = zip(errors, self.outputs, strict=True)
+        return [max(error, correctness.rounding(self.fan_in, y.dtype)) for error, y in pairs]
 
 
 class NativeCase(Case):
@@ -85,7 +91,7 @@ class NativeCase(Case):
 
     def __init__(self, case: Case, outputs: list[torch.Tensor], own_errors: list[float]):
         super().__init__(case.name, case.args, outputs, [], case.tree, case.types)
-        self.aliases = case.aliases
+        self.aliases, self.fan_in = case.aliases, case.fan_in
         self.own_errors = own_errors
 
     @functools.cached_property
@@ -94,7 +100,7 @@ class NativeCase(Case):
 
     @property
     def reference_errors(self) -> list[float]:
-        return [2 * error for error in self.own_errors]
+        return self._usual([2 * error for error in self.own_errors])
 
 
 def _yardsticks(

@@ -209,6 +209,22 @@ def allowed_error(reference_error: float, dtype: torch.dtype) -> float:
     return max(ERROR_FACTOR * reference_error, factor * torch.finfo(dtype).eps)
 
 
+def rounding(terms: int, dtype: torch.dtype) -> float:
+    """The error that a sum of so many terms has, in the order that suits a program.
+
+    The reference's own may be smaller by luck (that of a single number), or by the order that it
+    takes. Of n roundings that are independent the square root of n is left (Higham and Mary 2019,
+    "A new approach to probabilistic rounding error analysis"); a tenth of that here, since
+    ERROR_FACTOR times what the reference is off by is allowed. Half floats are summed in single
+    precision.
+    """
+    if not dtype.is_floating_point and not dtype.is_complex:
+        return 0.0
+    half = dtype in (torch.float16, torch.bfloat16)
+    eps = torch.finfo(torch.float32 if half else dtype).eps
+    return math.sqrt(terms) * eps / ERROR_FACTOR
+
+
 def compare(
     y: torch.Tensor,
     reference: torch.Tensor,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -122,20 +123,23 @@ class Draws:
         if shapes not in self._ways:
             self._ways[shapes] = self._ways_down(args)
         for number in self._ways[shapes]:
-            args = next(itertools.islice(variations.reshaped(args), number, None))
+            args = next(itertools.islice(self._reshaped(args), number, None))
         return args if size_of(args) <= LARGE_BYTES else None
 
     def _ways_down(self, args: Any) -> list[int]:
         """Which of the ways to reshape inputs the reference takes, step by step."""
         ways: list[int] = []
         while size_of(args) > SMALL_BYTES and len(ways) < STEPS:
-            smaller = enumerate(variations.reshaped(args))
+            smaller = enumerate(self._reshaped(args))
             taken = next(((number, cut) for number, cut in smaller if self._takes(cut)), None)
             if taken is None:
                 break
             ways.append(taken[0])
             args = taken[1]
         return ways
+
+    def _reshaped(self, args: Any) -> Iterator[Any]:
+        return variations.reshaped(args, self.reference.sizes())
 
     def _takes(self, args: Any) -> bool:
         try:

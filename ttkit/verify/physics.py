@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from ttkit.verify import variations
-from ttkit.verify.arena import flatten, tensors_of
+from ttkit.verify.arena import tensors_of
 from ttkit.verify.cases import LARGE_BYTES, size_of
 from ttkit.verify.draws import Draws
+from ttkit.verify.reference import Reference
 
 SAFETY = 2.0
 
@@ -62,28 +62,21 @@ def limit_ms(draws: Draws, args: Any, ceiling: dict[str, float]) -> float:
         looked_at = draws.shrunk(args)
         if looked_at is None:
             return 0.0
-    needed = needed_bytes(draws.reference.exact, looked_at) * whole / max(size_of(looked_at), 1)
+    needed = needed_bytes(draws.reference, looked_at) * whole / max(size_of(looked_at), 1)
     rate = ceiling["memory"] if needed > 2 * ceiling["cache_bytes"] else ceiling["cached"]
     return needed / (rate * SAFETY)
 
 
-def needed_bytes(model: Any, args: Any) -> int:
-    """Bytes of the inputs that the output of the float64 `model` depends on, at least."""
-    tensors = tensors_of(args)
-    sizes = [t.element_size() for t in tensors if t.is_floating_point()]
+def needed_bytes(reference: Reference, args: Any) -> int:
+    """Bytes of the inputs that the output of the float64 reference depends on, at least."""
+    sizes = [t.element_size() for t in tensors_of(args) if t.is_floating_point()]
     try:
-        with torch.enable_grad():
-            wide = variations.vary(args, lambda t: t.detach().double().clone().requires_grad_(True))
-            leaves = tensors_of(wide)
-            leaves = [t for t in leaves if t.requires_grad]
-            outputs: list[torch.Tensor] = []
-            flatten(model(*wide), outputs)
-            outputs = [t for t in outputs if t.requires_grad]
-            if not outputs or not leaves:
-                return 0
-            # Random weights, so that derivatives of different outputs do not cancel.
-            total = torch.stack([(t * torch.rand_like(t)).sum() for t in outputs]).sum()
-            gradients = torch.autograd.grad(total, leaves, allow_unused=True)
+        leaves, outputs = reference.differentiable(args)
+        if not outputs or not leaves:
+            return 0
+        # Random weights, so that derivatives of different outputs do not cancel.
+        total = torch.stack([(t * torch.rand_like(t)).sum() for t in outputs]).sum()
+        gradients = torch.autograd.grad(total, leaves, allow_unused=True)
     except (RuntimeError, TypeError, NotImplementedError):
         return 0
     return sum(

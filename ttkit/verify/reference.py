@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Collection
 from typing import Any
@@ -16,6 +17,8 @@ from ttkit.verify.runner import Runner, kind_of, overlaps, secret_seed, seed_all
 # A variation on which the reference itself is no better than this says nothing of a candidate.
 VAGUE_ERROR = 1e-2
 DENSE = torch.contiguous_format
+# How many numbers of an output are looked at for what they are made of.
+PROBED = 3
 
 
 class Reference:
@@ -27,6 +30,7 @@ class Reference:
         self.exact = runner.twin().double()
         self.mutates = True  # until it is known
         self.usually_finite = True  # the output, on inputs as declared
+        self.fan_in = 1  # see `find_fan_in`
 
     def case(self, name: str, args: Any, weights: dict[str, torch.Tensor] | None = None) -> Case:
         """Run the reference on `args`, natively and in float64, with other `weights` if given."""
@@ -52,6 +56,7 @@ class Reference:
             case = Case(name, args, [_own(t) for t in tensors], [], tree)
             case.aliases = overlaps(tensors_of(given), tensors)
         case.types = tuple(map(kind_of, tensors))
+        case.fan_in = self.fan_in
         case.weights = None if weights is None else list(weights.values())
         return case
 
@@ -81,6 +86,36 @@ class Reference:
             if y.is_floating_point() and y64.is_floating_point() and y64.numel():
                 correctness.overflow_(y64, torch.finfo(y.dtype).max)
         return exact
+
+    def differentiable(self, args: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """The floating inputs and those outputs of the float64 copy that derivatives exist of."""
+        outputs: list[torch.Tensor] = []
+        with torch.enable_grad():
+            wide = variations.vary(args, lambda t: t.detach().double().clone().requires_grad_(True))
+            flatten(self.exact(*wide), outputs)
+        leaves = [t for t in tensors_of(wide) if t.requires_grad]
+        return leaves, [t for t in outputs if t.requires_grad]
+
+    def find_fan_in(self, args: Any) -> int:
+        """How many numbers of the inputs one number of the output is made of, about; 1 where
+        derivatives do not tell."""
+        most = 1
+        with contextlib.suppress(RuntimeError, TypeError, NotImplementedError):
+            leaves, outputs = self.differentiable(args)
+            for output in outputs if leaves else ():
+                for _ in range(min(PROBED, output.numel())):
+                    number = output.flatten()[secret_seed() % output.numel()]
+                    found = torch.autograd.grad(
+                        number, leaves, retain_graph=True, allow_unused=True
+                    )
+                    most = max(most, sum(int(g.count_nonzero()) for g in found if g is not None))
+        return most
+
+    def sizes(self) -> frozenset[int]:
+        """All sizes that its parameters have: inputs of others fit them by chance at most."""
+        model = self.runner.model
+        weights = model.parameters() if isinstance(model, torch.nn.Module) else ()
+        return frozenset(n for weight in weights for n in weight.shape)
 
     def state(self) -> set[str]:
         """The names of the reference's weights."""

@@ -10,7 +10,7 @@ reference itself fails or is not finite on a variation, that variation is left o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -156,22 +156,32 @@ def _reorderable(tensor: torch.Tensor) -> bool:
     return two or tensor.dtype in INTEGERS
 
 
-def reshaped(args: Any) -> Iterator[Any]:
+def reshaped(args: Any, fixed: Collection[int] = ()) -> Iterator[Any]:
     """The inputs with other sizes, the likeliest to be taken by the reference first.
 
-    Every size renamed alike, so that products still fit and square matrices stay square; then all
-    but the second, the channels that convolutions have weights for; then the batch size only, of
-    all tensors that share it; then that of the first tensor alone, if no other has that size
-    anywhere. Sizes that wide tiles do not divide come first.
+    Every size renamed alike, so that products still fit and square matrices stay square, but for
+    those that are `fixed` and no batch sizes; then all but the second, the channels that
+    convolutions have weights for; then the batch size only, of all tensors that share it; then that
+    of the first tensor alone, if no other has that size anywhere. Sizes that wide tiles do not
+    divide come first.
     """
     tensors = tensors_of(args)
     if not tensors:
         return
     batch = tensors[0].shape[0] if tensors[0].dim() else 1
     for smaller in (_uneven, _smaller):
-        yield _cut(args, lambda t, by=smaller: list(map(by, t.shape)))  # type: ignore[misc]
-        if any(t.dim() > 2 for t in tensors):
-            yield _cut(args, lambda t, by=smaller: _but_channels(t, by))  # type: ignore[misc]
+        for kept in ((), (1,)) if any(t.dim() > 2 for t in tensors) else ((),):
+
+            def cut(
+                t: torch.Tensor,
+                by: Callable[[int], int] = smaller,
+                kept: tuple[int, ...] = kept,  # dimensions
+            ) -> list[int]:
+                stays = [i in kept or _is_fixed(t, i, fixed, batch) for i in range(t.dim())]
+                return [n if stay else by(n) for n, stay in zip(t.shape, stays, strict=True)]
+
+            if any(cut(t) != list(t.shape) for t in tensors):
+                yield _cut(args, cut)
     if batch > 1:
         rest = _uneven(batch)
         yield _cut(args, lambda t: [rest if n == batch else n for n in t.shape[:1]])
@@ -179,11 +189,16 @@ def reshaped(args: Any) -> Iterator[Any]:
             yield _cut(args, lambda t: [rest] if t is tensors[0] else [])
 
 
-def enlarged(args: Any) -> Iterator[Any]:
-    """Larger sizes, what is added repeated from anywhere: a sixteenth more of all but small ones,
-    if these are not many; an eighth more rows, of every dimension as long as the batch of the first
-    tensor, so that square matrices stay square; of all tensors that share its batch size; of the
-    first tensor alone, if no other has that size anywhere."""
+def _is_fixed(tensor: torch.Tensor, dim: int, fixed: Collection[int], batch: int) -> bool:
+    n = tensor.shape[dim]
+    return n in fixed and not (dim == 0 and n == batch)
+
+
+def enlarged(args: Any, fixed: Collection[int] = ()) -> Iterator[Any]:
+    """Larger sizes, what is added repeated from anywhere: a sixteenth more of all but small and
+    `fixed` ones, if these are not many; an eighth more rows, of every dimension as long as the
+    batch of the first tensor, so that square matrices stay square; of all tensors that share its
+    batch size; of the first tensor alone, if no other has that size anywhere."""
     tensors = tensors_of(args)
     if not tensors or not tensors[0].dim() or tensors[0].shape[0] < 2:
         return
@@ -209,12 +224,13 @@ def enlarged(args: Any) -> Iterator[Any]:
             tensor = torch.cat([tensor, added], dim)
         return tensor
 
-    if all(sum(n >= PART for n in t.shape) <= 3 for t in tensors):
-        yield map_tensors(
-            args, lambda t: grown(t, [i for i, n in enumerate(t.shape) if n >= PART], PART)
-        )
+    def dims(tensor: torch.Tensor, wanted: Callable[[int], bool]) -> list[int]:
+        free_ones = (i for i in range(tensor.dim()) if not _is_fixed(tensor, i, fixed, batch))
+        return [i for i in free_ones if wanted(tensor.shape[i])]
 
-    yield map_tensors(args, lambda t: grown(t, [i for i, n in enumerate(t.shape) if n == batch]))
+    if 0 < max(len(dims(t, PART.__le__)) for t in tensors) <= 3:
+        yield map_tensors(args, lambda t: grown(t, dims(t, PART.__le__), PART))
+    yield map_tensors(args, lambda t: grown(t, dims(t, batch.__eq__)))
     yield map_tensors(args, lambda t: grown(t, [0]) if t.shape[:1] == (batch,) else t)
     if not any(batch in t.shape for t in tensors[1:]):
         yield map_tensors(args, lambda t: grown(t, [0]) if t is tensors[0] else t)
@@ -258,10 +274,6 @@ WEIGHT_CHANGES: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], ...]] = 
 def _smaller(size: int) -> int:
     """Three quarters, so that most of what divided the old size divides the new one."""
     return size - max(size // 4, 1) if size > 1 else size
-
-
-def _but_channels(tensor: torch.Tensor, smaller: Callable[[int], int]) -> list[int]:
-    return [n if i == 1 else smaller(n) for i, n in enumerate(tensor.shape)]
 
 
 def _uneven(size: int) -> int:
