@@ -18,6 +18,7 @@ from . import (
     isolation,
     kernels,
     memory,
+    outside,
     phases,
     second_look,
     timing,
@@ -36,6 +37,7 @@ PARTS = (
     adaptive,
     unvaried,
     second_look,
+    outside,
     gpu,
     kernels,
 )
