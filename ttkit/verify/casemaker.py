@@ -14,6 +14,7 @@ from ttkit.verify import correctness, mixing, structure, variations
 from ttkit.verify.arena import flatten, tensors_of, unflatten
 from ttkit.verify.cases import LARGE_BYTES, Case, NativeCase, same_bits, size_of
 from ttkit.verify.draws import Draws, secret_choice
+from ttkit.verify.protocol import TOUCHED_WEIGHTS
 from ttkit.verify.reference import unless_vague
 from ttkit.verify.runner import secret_seed, seed_all, values_of
 
@@ -35,6 +36,7 @@ class CaseMaker:
         self.touched_errors: list[float] = []
         self.follows = False  # whether the first output has the first input's batch size
         self.needed: dict[frozenset[str], bool] = {}  # see `missing`
+        self.untouched: list[str] = []  # see `_next_weight`
         self.borne: dict[str, int] = {}  # of each kind the first choice that the reference takes
         # Where case 0 is not kept: what it is without inputs and answers, but with its errors.
         self.pattern: NativeCase | None = None
@@ -59,6 +61,7 @@ class CaseMaker:
         try:
             native.exact = self.reference.in_float64(args, native.outputs)
             self.reference.usually_finite = native.finite
+            self.reference.settle(native)
             errors = native.own_errors
         except torch.OutOfMemoryError:
             small = self.draws.shrunk(args)
@@ -142,6 +145,8 @@ class CaseMaker:
             names = self.reference.state() if which is None else which
             if not names:
                 return Case(name, None, [], [], skipped="the model has no weights")
+            if name == TOUCHED_WEIGHTS:
+                names = self._next_weight(names)
             args, changes = self.draws.small_inputs(), variations.WEIGHT_CHANGES[name]
             choices = ((args, self.reference.changed_weights(names, change)) for change in changes)
         elif name == "near_one" and 0 in self.kept and not self.kept[0].degenerate:
@@ -172,6 +177,16 @@ class CaseMaker:
             why = case.skipped
         return Case(name, None, [], [], skipped=why)
 
+    def _next_weight(self, names: Collection[str]) -> Collection[str]:
+        """One weight that is to be touched alone, since who looks at another one misses that; the
+        large ones first, from which most can be made, and another one each time."""
+        state = self.reference.runner.model.state_dict()
+        names = [n for n in names if variations.has_places(state[n])] or list(names)
+        self.untouched = [name for name in self.untouched if name in names]
+        if not self.untouched:
+            self.untouched = sorted(names, key=lambda n: (state[n].numel(), secret_seed()))
+        return [self.untouched.pop()]
+
     def _choices(self, name: str) -> Iterator[Any]:
         """Inputs of the kind `name`, those first that tell most, if the reference takes them."""
         if name == variations.TOUCHED and 0 in self.kept:
@@ -185,6 +200,9 @@ class CaseMaker:
         elif name == variations.SHAPES:
             yield from variations.reshaped(args, self.reference.sizes())
         elif name == variations.ROWS:
+            odd = variations.enlarged_throughout(args, self.reference.sizes(), odd=True)
+            if odd is not None and self._renames(args, odd):
+                yield odd
             yield from variations.enlarged(args, self.reference.sizes())
         elif name == variations.TOUCHED:
             self.draws.touchable = mixing.touchable(args)
@@ -204,6 +222,20 @@ class CaseMaker:
             yield changed
             if name == "large":
                 yield variations.vary_freely(args, variations.less_large)
+
+    def _renames(self, args: Any, changed: Any) -> bool:
+        """Whether the output has the sizes of `changed` inputs where it has those of `args`, and
+        otherwise none of either: a pooled or padded one says that some sizes are not taken."""
+        pairs = zip(tensors_of(args), tensors_of(changed), strict=True)
+        new = {n: m for a, b in pairs for n, m in zip(a.shape, b.shape, strict=True)}
+        try:
+            before, after = (self.reference.native("own", x).outputs for x in (args, changed))
+        except Exception:  # whatever the reference raises: it does not take them
+            return False
+        return all(
+            list(b.shape) == [new.get(n, n) for n in a.shape]
+            for a, b in zip(before, after, strict=True)
+        )
 
     def varied(self, name: str, args: Any) -> Any:
         """`args` varied in place of what is declared, in the way that the kept case of this kind

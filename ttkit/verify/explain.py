@@ -33,6 +33,7 @@ INPUTS = {
     "scaled": "4 times as large",
     "large": "32 times as large, or more",
     "small": "64 times smaller",
+    "tiny": "a million times smaller",
     "near_one": "of little more than 1",
     "shifted": "with another mean",
     "noncontiguous": "not contiguous in memory",

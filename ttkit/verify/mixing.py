@@ -104,9 +104,14 @@ def _noise(length: int, like: torch.Tensor) -> torch.Tensor:
 
 def swapped(value: Any, roll: bool = False) -> Any:
     """Integers of which a few have changed places; with `roll` after all have been moved on by some
-    places, around the end."""
+    places, around the end. A few booleans are turned."""
 
     def change(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.dtype is torch.bool and tensor.numel():
+            places = torch.randint(0, tensor.numel(), (SWAPS,), device=tensor.device)
+            flat = tensor.flatten().clone()
+            flat[places] = ~flat[places]
+            return flat.view(tensor.shape)
         if tensor.dtype not in INTEGERS or tensor.numel() < 2:
             return tensor
         flat = tensor.flatten().roll(int(torch.randint(0, tensor.numel(), ())) if roll else 0)
@@ -135,6 +140,8 @@ def touched(args: Any, signs: bool, where: list[bool], outliers: bool) -> Any:
             return tensor
         places = few_places(tensor)
         count = len(places)
+        # Its ends as well, which loops are most likely to miss.
+        places[:2] = torch.tensor([tensor.numel() - 1, 0])[: len(places)]
         index = _unravelled(places, tensor.shape)
         old = tensor[index].float()
         new = old * _between(*TOUCHED_BY, count, tensor)

@@ -23,6 +23,7 @@ VARIATION_NAMES = (
     "scaled",
     "large",
     "small",
+    "tiny",
     "near_one",
     "shifted",
     "noncontiguous",
@@ -32,7 +33,7 @@ VARIATION_NAMES = (
     "other_weights",
 )
 # Those whose inputs have the shapes, the layout and the plain numbers of the declared ones.
-IN_PLACE = ("negated", "scaled", "large", "small", "near_one", "shifted", "unsaturated")
+IN_PLACE = ("negated", "scaled", "large", "small", "tiny", "near_one", "shifted", "unsaturated")
 # The kind of one more case once all has been timed: the weights are changed a little.
 TOUCHED_WEIGHTS = "touched_weights"
 

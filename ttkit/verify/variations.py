@@ -33,6 +33,8 @@ from ttkit.verify.structure import (
 SHIFT = 2.0
 # A sixteenth more of a size, in three dimensions at most: there is room for a quarter more in all.
 PART = 16
+WEIGHT_TOUCHES = 2
+SHARES = (0.01, 0.5, 0.99)  # of true ones
 
 
 def unchanged(value: Any) -> Any:
@@ -57,6 +59,11 @@ def large(tensor: torch.Tensor) -> torch.Tensor:
 
 def less_large(tensor: torch.Tensor) -> torch.Tensor:
     return tensor * 32
+
+
+def tiny(tensor: torch.Tensor) -> torch.Tensor:
+    """So small that what is added to keep a divisor from zero may be felt."""
+    return tensor * 2.0**-20
 
 
 def near_one(tensor: torch.Tensor) -> torch.Tensor:
@@ -93,6 +100,7 @@ VALUES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "scaled": scaled,
     "large": large,
     "small": small,
+    "tiny": tiny,
     "near_one": near_one,
     "shifted": shifted,
     "noncontiguous": strided,
@@ -137,18 +145,24 @@ def vary_freely(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> A
 def reindexed(args: Any) -> Iterator[Any]:
     """Integers in another order, so that each stays in range, booleans drawn anew, and floats of
     two values (masks, labels) in another order, if they are no matrix with a structure; nothing
-    where there are none of them."""
+    where there are none of them. Lines of booleans are nearly all true, nearly all false or mixed,
+    if the reference bears that."""
 
-    def change(tensor: torch.Tensor) -> torch.Tensor:
+    def change(tensor: torch.Tensor, shares: tuple[float, ...]) -> torch.Tensor:
         if tensor.dtype is torch.bool:
-            return torch.rand(tensor.shape, device=tensor.device) < 0.5
+            lines = (*tensor.shape[:-1], 1) if tensor.dim() > 1 else (1,)
+            which = torch.randint(0, len(shares), lines, device=tensor.device)
+            share = torch.tensor(shares, device=tensor.device)[which]
+            return torch.rand(tensor.shape, device=tensor.device) < share
         if _reorderable(tensor):
             order = torch.randperm(tensor.numel(), device=tensor.device)
             return tensor.flatten()[order].view(tensor.shape)
         return tensor
 
-    if any(t.dtype is torch.bool or _reorderable(t) for t in tensors_of(args)):
-        yield map_tensors(args, change)
+    masks = any(t.dtype is torch.bool for t in tensors_of(args))
+    for shares in (SHARES, (0.5,)) if masks else ((0.5,),):
+        if masks or any(map(_reorderable, tensors_of(args))):
+            yield map_tensors(args, lambda t, shares=shares: change(t, shares))  # type: ignore[misc]
 
 
 def _reorderable(tensor: torch.Tensor) -> bool:
@@ -198,42 +212,76 @@ def enlarged(args: Any, fixed: Collection[int] = ()) -> Iterator[Any]:
     """Larger sizes, what is added repeated from anywhere: a sixteenth more of all but small and
     `fixed` ones, if these are not many; an eighth more rows, of every dimension as long as the
     batch of the first tensor, so that square matrices stay square; of all tensors that share its
-    batch size; of the first tensor alone, if no other has that size anywhere."""
+    batch size; of the first tensor alone, if no other has that size anywhere. Rows come in odd
+    numbers: what takes them by twos or fours leaves one over."""
     tensors = tensors_of(args)
-    if not tensors or not tensors[0].dim() or tensors[0].shape[0] < 2:
+    if not _enlargeable(tensors):
         return
-    if any(square(t) and with_zeros(t) for t in tensors):
-        return  # a triangle, a band, blocks: repeated rows would not keep to it
+    whole = enlarged_throughout(args, fixed)
+    if whole is not None:
+        yield whole
     batch = tensors[0].shape[0]
-    sizes = {n for t in tensors for n in t.shape}
-    chance = {n: torch.rand(()).item() for n in sizes}  # the same for all dimensions of a size
+    start = torch.rand(()).item()
 
-    def grown(tensor: torch.Tensor, dims: list[int], part: int = 8) -> torch.Tensor:
-        dense = free(tensor)
-        for dim in dims:
-            n = tensor.shape[dim]
-            more = n // part
-            if n == batch:
-                # An odd number of rows: what takes them by twos or fours leaves one over.
-                more -= (n + more + 1) % 2
-            more = max(more, 1)
-            start = int(chance[n] * (n - more + 1))
-            added = tensor.narrow(dim, start, more)
-            # The very same values once more would tie with the first.
-            added = roughened(added.clone()) if added.is_floating_point() and dense else added
-            tensor = torch.cat([tensor, added], dim)
-        return tensor
+    def grown(tensor: torch.Tensor, dims: list[int]) -> torch.Tensor:
+        return _grown(tensor, dims, _more(batch, 8, odd=True), start)
 
-    def dims(tensor: torch.Tensor, wanted: Callable[[int], bool]) -> list[int]:
+    def rows(tensor: torch.Tensor) -> list[int]:
         free_ones = (i for i in range(tensor.dim()) if not _is_fixed(tensor, i, fixed, batch))
-        return [i for i in free_ones if wanted(tensor.shape[i])]
+        return [i for i in free_ones if tensor.shape[i] == batch]
 
-    if 0 < max(len(dims(t, PART.__le__)) for t in tensors) <= 3:
-        yield map_tensors(args, lambda t: grown(t, dims(t, PART.__le__), PART))
-    yield map_tensors(args, lambda t: grown(t, dims(t, batch.__eq__)))
+    yield map_tensors(args, lambda t: grown(t, rows(t)))
     yield map_tensors(args, lambda t: grown(t, [0]) if t.shape[:1] == (batch,) else t)
     if not any(batch in t.shape for t in tensors[1:]):
         yield map_tensors(args, lambda t: grown(t, [0]) if t is tensors[0] else t)
+
+
+def enlarged_throughout(args: Any, fixed: Collection[int] = (), odd: bool = False) -> Any:
+    """All sizes but small and `fixed` ones a sixteenth larger, those of the batch, or all, `odd`;
+    None if that is none, or more than three of a tensor."""
+    tensors = tensors_of(args)
+    if not _enlargeable(tensors):
+        return None
+    batch = tensors[0].shape[0]
+    start = {n: torch.rand(()).item() for t in tensors for n in t.shape}
+
+    def sizes(tensor: torch.Tensor) -> list[int]:
+        shape = enumerate(tensor.shape)
+        return [i for i, n in shape if n >= PART and not _is_fixed(tensor, i, fixed, batch)]
+
+    def grown(tensor: torch.Tensor) -> torch.Tensor:
+        for dim in sizes(tensor):
+            n = tensor.shape[dim]
+            tensor = _grown(tensor, [dim], _more(n, PART, odd or n == batch), start[n])
+        return tensor
+
+    if not 0 < max(len(sizes(t)) for t in tensors) <= 3:
+        return None
+    return map_tensors(args, grown)
+
+
+def _enlargeable(tensors: list[torch.Tensor]) -> bool:
+    """Not a triangle, a band, blocks: repeated rows would not keep to it."""
+    if not tensors or not tensors[0].dim() or tensors[0].shape[0] < 2:
+        return False
+    return not any(square(t) and with_zeros(t) for t in tensors)
+
+
+def _more(size: int, part: int, odd: bool) -> int:
+    """A part of `size`, if possible so much that it makes an `odd` number of it."""
+    more = size // part
+    return max(more - (odd and (size + more) % 2 == 0), 1)
+
+
+def _grown(tensor: torch.Tensor, dims: list[int], more: int, start: float) -> torch.Tensor:
+    """Dimensions that are of one size longer by `more` of what stands somewhere in them."""
+    dense = tensor.is_floating_point() and free(tensor)
+    for dim in dims:
+        at = int(start * (tensor.shape[dim] - more + 1))
+        added = tensor.narrow(dim, at, more)
+        # The very same values once more would tie with the first.
+        tensor = torch.cat([tensor, roughened(added.clone()) if dense else added], dim)
+    return tensor
 
 
 def reweighed(tensor: torch.Tensor) -> torch.Tensor:
@@ -251,13 +299,19 @@ def reweighed_throughout(tensor: torch.Tensor) -> torch.Tensor:
     return reweighed(tensor)
 
 
+def has_places(tensor: torch.Tensor) -> bool:
+    """Whether single weights of it can be touched: it is no mask, and not of integers."""
+    return tensor.is_floating_point() and tensor.numel() > 0 and not two_valued(tensor)
+
+
 def touched_weight(tensor: torch.Tensor) -> torch.Tensor:
     """A few of the weights, at random places, a tenth to a quarter larger or smaller; a mask, which
     may be read as one, stays what it is."""
-    if not tensor.is_floating_point() or not tensor.numel() or two_valued(tensor):
+    if not has_places(tensor):
         return tensor.clone()
     tensor = tensor.clone(memory_format=torch.contiguous_format)
-    places = few_places(tensor)
+    # So few that who looks at a part of the weights most likely misses them.
+    places = few_places(tensor)[:WEIGHT_TOUCHES]
     moved = 0.1 + 0.15 * torch.rand(len(places), device=tensor.device)
     factors = torch.where(torch.rand_like(moved) < 0.5, 1 + moved, 1 - moved)
     tensor.view(-1)[places] *= factors.to(tensor.dtype)
