@@ -58,6 +58,7 @@ VALUES = frozenset(
         "values_scaled",
         "values_large",
         "values_small",
+        "values_tiny",
         "values_near_one",
         "values_shifted",
         "values_noncontiguous",

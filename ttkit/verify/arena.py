@@ -106,7 +106,10 @@ def flatten(value: Any, tensors: list[torch.Tensor]) -> Any:
         return {"l" if type(value) is list else "u": [flatten(v, tensors) for v in value]}
     if value is None or isinstance(value, (bool, int, float, str)):
         return {"v": value}
-    raise TypeError(f"a value of type {type(value).__name__}")
+    kind = type(value).__name__
+    raise TypeError(
+        f"a value of type {kind}, which is no tensor, number, text, None, list or tuple"
+    )
 
 
 def tensors_of(args: Any) -> list[torch.Tensor]:

@@ -21,6 +21,8 @@ from ttkit.verify.runner import secret_seed, seed_all, values_of
 # A reference that disagrees so much with float64, or with its own second run, is no yardstick.
 # Where nearly all of its output is NaN, so may a candidate's be.
 UNUSABLE_ERROR, UNUSABLE_SPREAD, UNUSABLE_NANS = 0.1, 1e-3, 0.9
+# Weights that are so many times smaller than the largest are not touched alone.
+MUCH_SMALLER = 16
 
 
 class CaseMaker:
@@ -178,13 +180,15 @@ class CaseMaker:
         return Case(name, None, [], [], skipped=why)
 
     def _next_weight(self, names: Collection[str]) -> Collection[str]:
-        """One weight that is to be touched alone, since who looks at another one misses that; the
-        large ones first, from which most can be made, and another one each time."""
+        """One weight that is to be touched alone, since who looks at another one misses that;
+        another one each time, of the large ones, from which most can be made."""
         state = self.reference.runner.model.state_dict()
         names = [n for n in names if variations.has_places(state[n])] or list(names)
+        least = max(state[n].numel() for n in names) // MUCH_SMALLER
+        names = [n for n in names if state[n].numel() >= least]
         self.untouched = [name for name in self.untouched if name in names]
         if not self.untouched:
-            self.untouched = sorted(names, key=lambda n: (state[n].numel(), secret_seed()))
+            self.untouched = sorted(names, key=lambda _: secret_seed())
         return [self.untouched.pop()]
 
     def _choices(self, name: str) -> Iterator[Any]:
@@ -220,8 +224,8 @@ class CaseMaker:
             if _plain(others) != _plain(changed):
                 yield others
             yield changed
-            if name == "large":
-                yield variations.vary_freely(args, variations.less_large)
+            if name in variations.MILDER:
+                yield variations.vary_freely(args, variations.MILDER[name])
 
     def _renames(self, args: Any, changed: Any) -> bool:
         """Whether the output has the sizes of `changed` inputs where it has those of `args`, and
@@ -246,9 +250,9 @@ class CaseMaker:
             return None
         if name == variations.UNSATURATED:
             return next(self._unsaturated(args), None)
-        milder = name == "large" and self.borne.get(name, 0) > 0
+        milder = name in variations.MILDER and self.borne.get(name, 0) > 0
         return variations.vary_freely(
-            args, variations.less_large if milder else variations.VALUES[name]
+            args, variations.MILDER[name] if milder else variations.VALUES[name]
         )
 
     def reweighed(self, kept: Collection[str]) -> dict[str, torch.Tensor] | None:
@@ -342,7 +346,9 @@ class CaseMaker:
     def habits(self, case: Case) -> dict[str, Any]:
         """What the reference itself does cannot be held against a candidate; is it usable?"""
         self.reference.runner.inputs = [tuple(copy.deepcopy(case.args))]
+        layout = self.reference.runner.layout()
         self.reference.runner.run([0])
+        rebinds = self.reference.runner.layout() != layout
         again: list[torch.Tensor] = []
         flatten(self.reference.runner.outputs[0], again)
         before, after = tensors_of(case.args), tensors_of(self.reference.runner.inputs[0])
@@ -364,7 +370,12 @@ class CaseMaker:
             other = self.reference.native("own", self.draws.inputs_alike()).outputs
             if [t.shape for t in other] != [t.shape for t in case.outputs]:
                 unusable = "the shape of the reference's output depends on the values of its inputs"
-        return {"mutates": changed, "unusable": unusable, "reuses": self._reuses()}
+        return {
+            "mutates": changed,
+            "rebinds": rebinds,
+            "unusable": unusable,
+            "reuses": self._reuses(),
+        }
 
     def _reuses(self) -> bool:
         """Whether what the reference returns is the same memory in each call."""

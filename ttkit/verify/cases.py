@@ -28,8 +28,8 @@ class Case:
 
     `tree` says how the output is built (ttkit.verify.arena.flatten), `types` its tensors' types.
     `weights` are those of the model, in the order of its state, where they are not its own,
-    `aliases` for each output tensor the input tensors that it shares memory with. `skipped` says
-    why a variation is left out, if it is.
+    `aliases` for each output tensor what it shares memory with (ttkit.verify.runner). `skipped`
+    says why a variation is left out, if it is.
     """
 
     name: str

@@ -140,8 +140,6 @@ def touched(args: Any, signs: bool, where: list[bool], outliers: bool) -> Any:
             return tensor
         places = few_places(tensor)
         count = len(places)
-        # Its ends as well, which loops are most likely to miss.
-        places[:2] = torch.tensor([tensor.numel() - 1, 0])[: len(places)]
         index = _unravelled(places, tensor.shape)
         old = tensor[index].float()
         new = old * _between(*TOUCHED_BY, count, tensor)

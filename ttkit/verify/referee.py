@@ -250,7 +250,8 @@ class Referee:
         Then an output that is a view of an input, or is yet to be computed from one, is wrong.
         """
         self._look_for_changes()
-        aliased = {number for inputs in self.case.aliases for number in inputs}
+        inputs = range(len(self.staged[0][1]["tensors"]))
+        aliased = {n for shared in self.case.aliases for n in shared if n in inputs}
         if not aliased:
             self.turn.cover_inputs(0, self.filled + -self.filled % PAGE)
         else:  # but those that the reference's output may be a part of

@@ -156,8 +156,16 @@ class Runner:
         return {"strides": [_strides(leaf) for leaf in leaves], "values": values_of(found)}
 
     def aliases(self) -> list[list[int]]:
-        """For each tensor of the first output the tensors of its inputs that share its memory."""
-        return overlaps(tensors_of(self.inputs[0]), tensors_of([self.outputs[0]]))
+        """What the tensors of the first output share memory with."""
+        return aliases(tensors_of(self.inputs[0]), tensors_of([self.outputs[0]]))
+
+    def layout(self) -> list[tuple[Any, ...]]:
+        """What the caller's tensors are, besides the values that lie in their memory."""
+        return [
+            (tuple(t.shape), t.stride(), t.data_ptr(), t.requires_grad)
+            for inputs in self.inputs
+            for t in tensors_of(inputs)
+        ]
 
     def reuses(self) -> bool:
         """Whether the outputs of the last run share memory with each other, or lie where an earlier
@@ -178,6 +186,13 @@ class Runner:
 def _memory(values: Iterable[list[torch.Tensor]]) -> set[StorageWeakRef]:
     """The blocks of memory that tensors lie in, for as long as anybody keeps them."""
     return {StorageWeakRef(t.untyped_storage()) for tensors in values for t in tensors}
+
+
+def aliases(args: list[torch.Tensor], outputs: list[torch.Tensor]) -> list[list[int]]:
+    """For each of `outputs` the numbers of those of `args`, and counted on from these of the
+    outputs before it, that it shares memory with."""
+    found = overlaps([*args, *outputs], outputs)
+    return [[n for n in shared if n < len(args) + i] for i, shared in enumerate(found)]
 
 
 def overlaps(args: list[torch.Tensor], outputs: list[torch.Tensor]) -> list[list[int]]:

@@ -98,10 +98,13 @@ class Session:
         if _beyond(finish.get("aliases"), case["aliases"]):
             raise Outcome(
                 "rejected",
-                "its output shares memory with an input, the reference's does not "
-                f"(on inputs {case['name']})",
+                "its output shares memory with an input or with another output, the reference's "
+                f"does not (on inputs {case['name']})",
                 "output_aliases_input",
             )
+        if finish.get("rebinds") and not self.referee.info["rebinds"]:
+            text = "it changed its caller's tensors: their shape, their memory or their gradient"
+            raise Outcome("rejected", text, "inputs_mutated")
         if finish.get("reuses") and not self.referee.info["reuses"]:
             raise Outcome("rejected", REUSED, "output_reused")
         # Before it is judged: KernelBench may let pass what is incorrect here.

@@ -149,6 +149,7 @@ class Candidate:
         for item in self.sets:
             tensors = [self.arena.view(spec) for spec in item["tensors"]]
             self.runner.inputs.append(tuple(unflatten(item["tree"], tensors)))
+        self.layout = self.runner.layout()
 
     def do_run(self, message: dict[str, Any], _: list[int]) -> dict[str, Any]:
         assert self.runner is not None
@@ -187,6 +188,7 @@ class Candidate:
         found: dict[str, Any] = {"reuses": self.runner.reuses()}
         if message["look"]:
             found |= {"aliases": self.runner.aliases(), "changes": self.before.changes()}
+            found["rebinds"] = self.runner.layout() != self.layout
         self.runner.forget(message["pad"])
         self._view_inputs()
         return found
