@@ -10,7 +10,7 @@ from case_makers import Log, Softmax, answer, call_large, maker
 
 from ttkit.verify import correctness, draws, variations
 from ttkit.verify.arena import Arena, place
-from ttkit.verify.cases import NativeCase
+from ttkit.verify.cases import NativeCase, judge
 from ttkit.verify.runner import Runner, overlaps
 from ttkit.verify.worker import describe
 
@@ -336,3 +336,13 @@ def test_long_sums_may_be_off_by_what_rounding_makes_of_them():
     assert not answer(short, lambda y: y * (1 + 3e-5))["ok"]
     assert correctness.rounding(10**6, torch.int64) == 0
     assert correctness.rounding(10**6, torch.bfloat16) < 1e-4
+
+
+def test_the_error_of_a_few_numbers_is_no_longer_chance_when_it_is_settled():
+    made = maker(Mean, (64, 64))
+    case = made.first()
+    case.own_errors = [0.0]  # by luck
+    made.reference.settle(case)
+    assert 0 < case.own_errors[0] < 1e-6
+    assert not judge(case, [case.outputs[0] * 1.1], [], [])["near"]
+    assert judge(case, [case.outputs[0] * (1 + 2e-5)], [], [])["near"]

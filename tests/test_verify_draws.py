@@ -212,5 +212,9 @@ def test_sizes_that_weights_have_stay_where_they_are():
 
 def test_rows_come_in_odd_numbers():
     for rows in (2, 4, 16, 33, 512):
-        found = {args[0].shape[0] for args in variations.enlarged([torch.randn(rows, 64)])}
-        assert found - {rows} and (rows % 2 or all(n % 2 for n in found - {rows}))
+        x = [torch.randn(rows, 64)]
+        whole = variations.enlarged_throughout(x, odd=True)[0]
+        assert whole.shape[1] == 67 and (rows < 16 or whole.shape[0] % 2)
+        assert [args[0].shape[0] % 2 for args in variations.enlarged(x)][-1]
+    square = next(variations.enlarged([torch.randn(64, 64)]))[0]
+    assert square.shape == (68, 68)  # or what pools or halves would be left with a rest

@@ -16,6 +16,8 @@ from ttkit.verify.arena import place, tensors_of
 # than this much of them is looked through for changes.
 LARGE_BYTES = 256 << 20
 MANY_ZEROS = 0.25
+# What is off by so many times what is allowed is not looked at again.
+NEAR = 32.0
 # How far plain numbers of an output may be off; a mean near zero has few digits that are sure.
 NUMBER_RELATIVE, NUMBER_ABSOLUTE = 1e-4, 1e-6
 # Cases in which values that vanish are no accident of extreme inputs.
@@ -119,7 +121,7 @@ def judge(
 ) -> dict[str, Any]:
     """Compare delivered tensors with the case and plain `values` with the `expected` ones."""
     worst = correctness.Comparison(True, 0.0, 0.0, True)
-    close, vanished = True, False
+    close, vanished, near = True, False, False
     rounded = rounds(case.args)
     for number, (y, reference) in enumerate(zip(delivered, case.outputs, strict=True)):
         if torch.equal(y, reference):
@@ -135,6 +137,7 @@ def judge(
         if found.error >= worst.error or not found.ok:
             worst = found
         if not found.ok:
+            near = found.error <= NEAR * found.allowed
             break
     ok, what = worst.ok, worst.what
     if ok and vanished:
@@ -147,6 +150,7 @@ def judge(
         "max_error": worst.error,
         "reference_error": max(case.reference_errors, default=0.0),
         "allclose": close,
+        "near": near,
     }
 
 

@@ -273,8 +273,18 @@ class Referee:
         """Compare what was delivered with the case."""
         self._look_for_changes()
         delivered = [taken.tensor for taken in self.taken.pop(False)]
-        found = judge(self.case, delivered, message["values"], values_of(self.case.tree))
+        found = self._judge(self.case, delivered, message["values"])
         return {**found, "mutated": self.mutated}
+
+    def _judge(self, case: Case, delivered: list[torch.Tensor], values: Any) -> dict[str, Any]:
+        """Compare with a case; what just fails, once more after another look at the reference."""
+        found = judge(case, delivered, values, values_of(case.tree))
+        if found.pop("near"):
+            with contextlib.suppress(Exception):  # whatever the reference raises, or no memory
+                self.reference.settle(case)
+            found = judge(case, delivered, values, values_of(case.tree))
+            del found["near"]
+        return found
 
     def do_own_weights(self, message: dict[str, Any]) -> dict[str, Any]:
         """The weights in the shared memory are the task's own again."""
@@ -372,7 +382,7 @@ class Referee:
             return {"ok": True, "what": ""}
         if case.skipped:
             return {"ok": True, "what": ""}
-        found = judge(case, delivered, message["values"], values_of(case.tree))
+        found = self._judge(case, delivered, message["values"])
         return {"ok": found["ok"], "what": found["what"]}
 
     def do_reweigh(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -423,7 +433,7 @@ class Referee:
             # By how much both are off on these very inputs decides, unless there is no room for it.
             with contextlib.suppress(torch.OutOfMemoryError):
                 case = self.reference.case("timed", self.current[message["slot"]], self.weights_now)
-                found = judge(case, theirs, message["values"], values_of(case.tree))
+                found = self._judge(case, theirs, message["values"])
         return {"ok": found["ok"], "what": found["what"], "mutated": mutated}
 
     def do_yardstick(self, message: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 
 from ttkit.verify import correctness, structure, variations
 from ttkit.verify.arena import flatten, tensors_of
-from ttkit.verify.cases import LARGE_BYTES, Case
+from ttkit.verify.cases import LARGE_BYTES, Case, size_of
 from ttkit.verify.runner import Runner, aliases, kind_of, secret_seed, seed_all
 
 # A variation on which the reference itself is no better than this says nothing of a candidate.
@@ -21,8 +21,8 @@ DENSE = torch.contiguous_format
 # How many numbers of an output are looked at for what they are made of.
 PROBED = 3
 LOST = 64
-# Outputs of so few numbers are made so many times, of inputs that differ by so little.
-FEW_NUMBERS, RUNS, JITTER = 16, 4, 1e-3
+# In how many runs, on inputs that differ by so little, an error is looked for.
+RUNS, JITTER = 4, 1e-3
 
 
 class Reference:
@@ -39,7 +39,6 @@ class Reference:
     def case(self, name: str, args: Any, weights: dict[str, torch.Tensor] | None = None) -> Case:
         """Run the reference on `args`, natively and in float64, with other `weights` if given."""
         case = self._exact_case(name, args, weights)
-        self.settle(case, weights)
         # Where that is so as declared, NaN for NaN, if the reference itself agrees.
         # (How infinite inputs spread is nobody's promise.)
         strict = self.usually_finite or name == variations.SPECIAL
@@ -52,11 +51,17 @@ class Reference:
         case.exact = self.in_float64(args, case.outputs, weights)
         return case
 
-    def settle(self, case: Case, weights: dict[str, torch.Tensor] | None = None) -> None:
-        """How far few numbers are off is chance: one program in sixteen that is as good as the
-        reference is off by ten times as much. So it is the most that several runs show."""
-        if sum(t.numel() for t in case.outputs) > FEW_NUMBERS:
+    def settle(self, case: Case) -> None:
+        """Make its errors the most that several runs on nearly the same inputs show.
+
+        Where one number decides, by how much it is off is chance: of programs as good as the
+        reference one in sixteen is off by ten times as much. Not of large inputs.
+        """
+        if case.args is None or size_of(case.args) > LARGE_BYTES:
             return
+        weights = None
+        if case.weights is not None:
+            weights = dict(zip(self.runner.model.state_dict(), case.weights, strict=True))
         errors = [case.own_errors]
         for _ in range(RUNS - 1):
             near = variations.vary(case.args, _jittered)

@@ -223,8 +223,8 @@ def enlarged(args: Any, fixed: Collection[int] = ()) -> Iterator[Any]:
     """Larger sizes, what is added repeated from anywhere: a sixteenth more of all but small and
     `fixed` ones, if these are not many; an eighth more rows, of every dimension as long as the
     batch of the first tensor, so that square matrices stay square; of all tensors that share its
-    batch size; of the first tensor alone, if no other has that size anywhere. Rows come in odd
-    numbers: what takes them by twos or fours leaves one over."""
+    batch size; of the first tensor alone, if no other has that size anywhere. Where nothing else
+    is as long, rows come in odd numbers."""
     tensors = tensors_of(args)
     if not _enlargeable(tensors):
         return
@@ -233,9 +233,10 @@ def enlarged(args: Any, fixed: Collection[int] = ()) -> Iterator[Any]:
         yield whole
     batch = tensors[0].shape[0]
     start = torch.rand(()).item()
+    more = _more(batch, 8, odd=not any(batch in t.shape[1:] for t in tensors))
 
     def grown(tensor: torch.Tensor, dims: list[int]) -> torch.Tensor:
-        return _grown(tensor, dims, _more(batch, 8, odd=True), start)
+        return _grown(tensor, dims, more, start)
 
     def rows(tensor: torch.Tensor) -> list[int]:
         free_ones = (i for i in range(tensor.dim()) if not _is_fixed(tensor, i, fixed, batch))
@@ -248,8 +249,9 @@ def enlarged(args: Any, fixed: Collection[int] = ()) -> Iterator[Any]:
 
 
 def enlarged_throughout(args: Any, fixed: Collection[int] = (), odd: bool = False) -> Any:
-    """All sizes but small and `fixed` ones a sixteenth larger, those of the batch, or all, `odd`;
-    None if that is none, or more than three of a tensor."""
+    """All sizes but small and `fixed` ones a sixteenth larger, or a little less and `odd`: what
+    takes them by twos or fours leaves one over. None if that is none, or more than three of a
+    tensor."""
     tensors = tensors_of(args)
     if not _enlargeable(tensors):
         return None
@@ -263,7 +265,7 @@ def enlarged_throughout(args: Any, fixed: Collection[int] = (), odd: bool = Fals
     def grown(tensor: torch.Tensor) -> torch.Tensor:
         for dim in sizes(tensor):
             n = tensor.shape[dim]
-            tensor = _grown(tensor, [dim], _more(n, PART, odd or n == batch), start[n])
+            tensor = _grown(tensor, [dim], _more(n, PART, odd), start[n])
         return tensor
 
     if not 0 < max(len(sizes(t)) for t in tensors) <= 3:
