@@ -80,7 +80,7 @@ class CaseMaker:
 
     def _fan_in(self, args: Any) -> int:
         """That of the reference; where inputs are large, made of that of a cut-down form."""
-        small = args if size_of(args) <= LARGE_BYTES else self.draws.shrunk(args)
+        small = self.draws.manageable(args)
         if small is None:
             return 1
         # Both dimensions of a matrix are cut alike, and it sums over one.

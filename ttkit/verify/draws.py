@@ -112,9 +112,11 @@ class Draws:
     def small_inputs(self) -> Any:
         """Inputs as declared or, where they are large, as much of them as makes a small task."""
         args = self.inputs()
-        if size_of(args) <= LARGE_BYTES:
-            return args
-        return self.shrunk(args) or args
+        return self.manageable(args) or args
+
+    def manageable(self, args: Any) -> Any:
+        """The inputs themselves, or large ones cut down; None where that is not possible."""
+        return args if size_of(args) <= LARGE_BYTES else self.shrunk(args)
 
     def shrunk(self, args: Any) -> Any:
         """The inputs cut down to SMALL_BYTES, or as near to it as the reference takes them; None

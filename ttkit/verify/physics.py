@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ttkit.verify.arena import tensors_of
-from ttkit.verify.cases import LARGE_BYTES, size_of
+from ttkit.verify.cases import size_of
 from ttkit.verify.draws import Draws
 from ttkit.verify.reference import Reference
 
@@ -57,12 +57,10 @@ def limit_ms(draws: Draws, args: Any, ceiling: dict[str, float]) -> float:
     Of large inputs the share that counts is found on a cut-down form; without one there is no
     limit, since a backward pass in float64 takes several times their memory.
     """
-    whole, looked_at = size_of(args), args
-    if whole > LARGE_BYTES:
-        looked_at = draws.shrunk(args)
-        if looked_at is None:
-            return 0.0
-    needed = needed_bytes(draws.reference, looked_at) * whole / max(size_of(looked_at), 1)
+    looked_at = draws.manageable(args)
+    if looked_at is None:
+        return 0.0
+    needed = needed_bytes(draws.reference, looked_at) * size_of(args) / max(size_of(looked_at), 1)
     rate = ceiling["memory"] if needed > 2 * ceiling["cache_bytes"] else ceiling["cached"]
     return needed / (rate * SAFETY)
 

@@ -119,9 +119,7 @@ class Race:
         """
         staged = self.referee.ask("stage", trusted=side.trusted, slots=slots, keys=list(keys))
         self.flushes.append(staged["seconds"])
-        # Whatever comes with a compiler of its own may call it at any time.
-        limit = max(self.run_limit, side.compile_seconds)
-        limit = REFEREE_SECONDS if side.trusted else limit
+        limit = REFEREE_SECONDS if side.trusted else side.call_limit(self.run_limit)
         # For both sides, or a delivery would start from another state of caches and device.
         referee = self.referee if self.protocol.compared else None
         seconds, delivered = side.turn(slots, which, shift(), limit, referee, keys)

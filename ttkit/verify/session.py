@@ -149,8 +149,7 @@ class Session:
         doing = f"on inputs {case['name']}"
         side.bind(case, self.run_limit)
         watched = watched and bool(self.protocol.variations)
-        # A first call may compile, and one on other shapes again.
-        limit = max(self.run_limit, side.compile_seconds)
+        limit = side.call_limit(self.run_limit)
         run = {"op": "run_watched" if watched else "run", "slots": list(range(len(case["sets"])))}
         _, ran = side.ask(run, doing, limit)
         if self.protocol.compared:

@@ -209,6 +209,10 @@ class Side:
             text = f"out of memory: it used {used >> 20} MiB"
             raise Outcome("runtime_error", text, "memory_limit")
 
+    def call_limit(self, limit: float) -> float:
+        """Seconds for a call: `limit`, or what a compiler takes, which may run in any of them."""
+        return max(limit, self.compile_seconds)
+
     def bind(self, case: dict[str, Any], limit: float) -> None:
         """Tell it where its inputs and the place for its output lie in the shared memory."""
         message = {"op": "bind", "sets": case["sets"], "output": case["output"]}

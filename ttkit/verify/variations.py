@@ -171,9 +171,10 @@ def reindexed(args: Any) -> Iterator[Any]:
         return tensor
 
     masks = any(t.dtype is torch.bool for t in tensors_of(args))
+    if not masks and not any(map(_reorderable, tensors_of(args))):
+        return
     for shares in (SHARES, (0.5,)) if masks else ((0.5,),):
-        if masks or any(map(_reorderable, tensors_of(args))):
-            yield map_tensors(args, lambda t, shares=shares: change(t, shares))  # type: ignore[misc]
+        yield map_tensors(args, lambda t, shares=shares: change(t, shares))  # type: ignore[misc]
 
 
 def _reorderable(tensor: torch.Tensor) -> bool:

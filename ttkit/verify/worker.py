@@ -149,7 +149,6 @@ class Candidate:
         for item in self.sets:
             tensors = [self.arena.view(spec) for spec in item["tensors"]]
             self.runner.inputs.append(tuple(unflatten(item["tree"], tensors)))
-        self.layout = self.runner.layout()
 
     def do_run(self, message: dict[str, Any], _: list[int]) -> dict[str, Any]:
         assert self.runner is not None
@@ -188,9 +187,11 @@ class Candidate:
         found: dict[str, Any] = {"reuses": self.runner.reuses()}
         if message["look"]:
             found |= {"aliases": self.runner.aliases(), "changes": self.before.changes()}
-            found["rebinds"] = self.runner.layout() != self.layout
+        layout = self.runner.layout() if message["look"] else None
         self.runner.forget(message["pad"])
         self._view_inputs()
+        if layout is not None:
+            found["rebinds"] = layout != self.runner.layout()
         return found
 
 
