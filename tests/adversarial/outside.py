@@ -6,7 +6,7 @@ Classes 14 to 16, 18 to 20, 24 and 26.
 
 from __future__ import annotations
 
-from .case import VALUES, Case, cheat, honest
+from .case import VALUES, Case, cheat, honest, no_gain
 from .tasks import task
 
 SQUARES = task(
@@ -185,7 +185,7 @@ return x @ self.row + self.layer.bias.sum()
         SUMMED,
         "return x @ self.layer.weight.sum(dim=0) + self.layer.bias.sum()",
     ),
-    cheat(
+    no_gain(
         26,
         "all but the last of a million",
         HUBER,
