@@ -41,7 +41,7 @@ INPUTS = {
     "unsaturated": "of a size at which each makes a difference",
     "special": "a few of them equal, or infinite",
     "other_weights": "with other weights in the model",
-    "touched_weights": "with a few of the weights changed",
+    "touched_weights": "with one of the weights changed",
     "timed": "of every timed pair",
 }
 # What the other checks demand of a candidate.

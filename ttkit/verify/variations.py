@@ -10,13 +10,14 @@ reference itself fails or is not finite on a variation, that variation is left o
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
 
 from ttkit.verify.arena import tensors_of
-from ttkit.verify.mixing import LARGEST, few_places, roughened
+from ttkit.verify.mixing import LARGEST, roughened
 from ttkit.verify.protocol import TOUCHED_WEIGHTS
 from ttkit.verify.structure import (
     INTEGERS,
@@ -33,7 +34,6 @@ from ttkit.verify.structure import (
 SHIFT = 2.0
 # A sixteenth more of a size, in three dimensions at most: there is room for a quarter more in all.
 PART = 16
-WEIGHT_TOUCHES = 2
 SHARES = (0.01, 0.5, 0.99)  # of true ones
 
 
@@ -319,16 +319,13 @@ def has_places(tensor: torch.Tensor) -> bool:
 
 
 def touched_weight(tensor: torch.Tensor) -> torch.Tensor:
-    """A few of the weights, at random places, a tenth to a quarter larger or smaller; a mask, which
-    may be read as one, stays what it is."""
+    """One of the weights, at a random place, a tenth to a quarter larger or smaller, so that who
+    looks at a part of them most likely misses it; a mask, which may be read as one, stays."""
     if not has_places(tensor):
         return tensor.clone()
     tensor = tensor.clone(memory_format=torch.contiguous_format)
-    # So few that who looks at a part of the weights most likely misses them.
-    places = few_places(tensor)[:WEIGHT_TOUCHES]
-    moved = 0.1 + 0.15 * torch.rand(len(places), device=tensor.device)
-    factors = torch.where(torch.rand_like(moved) < 0.5, 1 + moved, 1 - moved)
-    tensor.view(-1)[places] *= factors.to(tensor.dtype)
+    moved = random.choice((-1, 1)) * random.uniform(0.1, 0.25)
+    tensor.view(-1)[random.randrange(tensor.numel())] *= 1 + moved
     return tensor
 
 
