@@ -307,6 +307,51 @@ def test_a_check_gives_way_between_two_cases_to_who_wants_to_time(monkeypatch):
     assert used[0] < 0.05, "the candidate was not frozen"
 
 
+SLOW = """
+import torch
+import torch.nn as nn
+
+class Model(nn.Module):
+    def forward(self, x):
+        out = torch.zeros_like(x)
+        for _ in range(20):
+            out = out + torch.sin(x)
+        return out
+
+def get_inputs():
+    return [torch.randn(128, 256)]
+
+def get_init_inputs():
+    return []
+"""
+
+
+@two_cores
+def test_nothing_but_the_timing_is_done_alone_when_a_winner_is_measured_again(monkeypatch):
+    events = []
+
+    def noted(owner, name, text):
+        original = getattr(owner, name)
+
+        def call(self, *args, **kwargs):
+            events.append(text or {SHARED: "shared", EXCLUSIVE: "alone"}[args[0]])
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(owner, name, call)
+
+    noted(DeviceLock, "hold", "")
+    noted(Session, "check_values", "checks")
+    noted(Race, "run", "timing")
+    noted(Session, "look_again", "another look")
+    again = dataclasses.replace(QUICK, relaunches=1, relaunch_below=1e9)
+    task = Task("file", 0, 0, "twenty sines", SLOW)
+    with Verifier(again, limits=LIMITS) as verifier:
+        verdict = verifier.verify(task, candidate_source(task, "return torch.sin(x) * 20"))
+    assert verdict.correct and "relaunched" in verdict.checks, verdict
+    launch = ["checks", "alone", "timing", "shared", "another look"]
+    assert events[events.index("checks") :] == [*launch, *launch]
+
+
 @two_cores
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_an_interruption_ends_all_desks_with_their_processes(error):

@@ -150,28 +150,22 @@ class Desk:
         session: Session | None = None
         record: dict[str, Any] = {"contention": contention_record(self.room.device)}
         try:
-            with ExitStack() as alone:
-                with ExitStack() as stack:
-                    if referee.twin is not None:
-                        referee.twin.release()
-                    referee.ask("wipe")
-                    side = candidate.side()
-                    session = Session(
-                        referee, side, self.room.protocol, self.room.limits, self._give_way
-                    )
-                    session.check_values()
-                    # Frozen, it cannot meddle with the reference, nor slow it down.
-                    side.set_aside()
-                    twin = referee.twin or stack.enter_context(self._twin(task, referee))
-                    session.prepare(twin)
-                    # Nothing that waits may disturb what another desk times meanwhile.
-                    for waiting in (side, twin):
-                        waiting.set_aside()
-                    self._hold(EXCLUSIVE)
-                    alone.enter_context(pinned(self.judge_cores))
-                    session.measure(twin)
-                candidate.close()  # what it holds of the device's memory the next launch may need
-                self._relaunch(candidate.source, task, referee, session)
+            with ExitStack() as stack:
+                if referee.twin is not None:
+                    referee.twin.release()
+                referee.ask("wipe")
+                side = candidate.side()
+                session = Session(
+                    referee, side, self.room.protocol, self.room.limits, self._give_way
+                )
+                session.check_values()
+                # Frozen, it cannot meddle with the reference, nor slow it down.
+                side.set_aside()
+                twin = referee.twin or stack.enter_context(self._twin(task, referee))
+                session.prepare(twin)
+                self._measure(session, twin)
+            candidate.close()  # what it holds of the device's memory the next launch may need
+            self._relaunch(candidate.source, task, referee, session)
             verdict = Verdict("correct", _describe(session.record))
         except Outcome as outcome:
             verdict = Verdict(outcome.status, outcome.reason, flags=outcome.flags)
@@ -182,6 +176,21 @@ class Desk:
             record.update(session.record, checks=tuple(session.checks))
         record["guards"] = candidate.guards
         return self._verdict(replace(verdict, **record), started)
+
+    def _measure(self, session: Session, twin: Side) -> None:
+        """Time the session's candidate beside `twin`, alone on the device, and look once more."""
+        sides = session.candidate, twin
+        # Nothing that waits may disturb what another desk times meanwhile.
+        for side in sides:
+            side.set_aside()
+        self._hold(EXCLUSIVE)
+        with pinned(self.judge_cores):
+            session.measure(twin)
+        for side in sides:
+            side.set_aside()
+        self._hold(self._checking)
+        session.candidate.thaw()
+        session.look_again()
 
     def _verdict(self, verdict: Verdict, started: float) -> Verdict:
         room = self.room
@@ -210,14 +219,13 @@ class Desk:
             referee.ask("wipe")
             with ExitStack() as stack:
                 candidate, twin = self._launch(source, task, referee, number, stack)
-                again = Session(referee, candidate, protocol, self.room.limits)
+                again = Session(referee, candidate, protocol, self.room.limits, self._give_way)
                 candidate.thaw()
                 again.check_values(few=True)  # or it could tell that it is not the first
                 candidate.set_aside()
                 twin.thaw()
                 again.prepare(twin)
-                twin.set_aside()
-                again.measure(twin)
+                self._measure(again, twin)
             session.take_in(again)
         session.conclude()
 

@@ -46,7 +46,10 @@ def load_module(path: str, name: str) -> types.ModuleType:
 def seed_all(seed: int) -> None:
     """Seed Python and torch (every device)."""
     random.seed(seed)
-    torch.manual_seed(seed)
+    if torch.backends.cuda.is_built():
+        torch.manual_seed(seed)
+    else:  # or torch would keep a formatted stack of each call for a device that is never there
+        torch.default_generator.manual_seed(seed)
 
 
 def secret_seed() -> int:

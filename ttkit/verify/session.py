@@ -201,12 +201,12 @@ class Session:
         finally:
             self.record |= race.record
             self.checks += race.checks
-        if self.protocol.variations:
-            self._look_again()
         self.launches = [self.record["speedup"]]
 
-    def _look_again(self) -> None:
+    def look_again(self) -> None:
         """Some fall back to the reference, or on what holds for the usual inputs, after a while."""
+        if not self.protocol.variations:
+            return
         begun = self._begin(0, self.candidate, judged=False)
         self._run_case(self.candidate, begun, watched=True)
         # Fresh ones: those that it met before it could tell from what it met in timed runs.
@@ -214,6 +214,7 @@ class Session:
             self._check(random.SystemRandom().choice(varied), fresh=True)
         if self.reweighed:
             for number in TOUCHED_LAST:
+                self.between(self.candidate)
                 self._check(number, name=TOUCHED_WEIGHTS, fresh=True)
 
     def still_ahead(self) -> bool:
