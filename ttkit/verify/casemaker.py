@@ -114,16 +114,17 @@ class CaseMaker:
         name: str,
         weights: Collection[str] | None = None,
         fresh: bool = False,
+        present: dict[str, torch.Tensor] | None = None,
     ) -> Case:
         """Correctness case `number`, of the kind `name`: the one that is kept, unless a `fresh` one
         is wanted and inputs are soon made. One with other weights has them where the candidate
-        keeps `weights` (None: all).
+        keeps `weights` (None: all); a weight is touched among those that it has at `present`.
         """
         if name in variations.WEIGHT_CHANGES and weights is not None:
             if not weights:
                 return Case(name, None, [], [], skipped="it has no weights")
             if self.reference.state() - set(weights):
-                return self._variation(name, set(weights))
+                return self._variation(name, set(weights), present)
         case = self.kept.get(number)
         if case is not None and not (fresh and self.pattern is None):
             return case
@@ -135,21 +136,28 @@ class CaseMaker:
             case = self.reference.case(name, self.draws.inputs_alike())
             case.skipped = ""
         else:
-            case = unless_vague(self._variation(name))
+            case = unless_vague(self._variation(name, None, present))
         if case.skipped or self._small(case):
             self.kept[number] = case
         return case
 
-    def _variation(self, name: str, which: Collection[str] | None = None) -> Case:
+    def _variation(
+        self,
+        name: str,
+        which: Collection[str] | None = None,
+        present: dict[str, torch.Tensor] | None = None,
+    ) -> Case:
         choices: Iterable[tuple[Any, dict[str, torch.Tensor] | None]]
         if name in variations.WEIGHT_CHANGES:
-            names = self.reference.state() if which is None else which
+            names, state = self.reference.state() if which is None else which, None
             if not names:
                 return Case(name, None, [], [], skipped="the model has no weights")
             if name == TOUCHED_WEIGHTS:
-                names = self._next_weight(names)
+                names, state = self._next_weight(names), present
             args, changes = self.draws.small_inputs(), variations.WEIGHT_CHANGES[name]
-            choices = ((args, self.reference.changed_weights(names, change)) for change in changes)
+            choices = (
+                (args, self.reference.changed_weights(names, change, state)) for change in changes
+            )
         elif name == "near_one" and 0 in self.kept and not self.kept[0].degenerate:
             return Case(name, None, [], [], skipped="what is declared tells enough")
         else:

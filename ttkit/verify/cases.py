@@ -29,9 +29,9 @@ class Case:
     """One set of inputs, the reference's outputs on it, natively and in float64.
 
     `tree` says how the output is built (ttkit.verify.arena.flatten), `types` its tensors' types.
-    `weights` are those of the model, in the order of its state, where they are not its own,
-    `aliases` for each output tensor what it shares memory with (ttkit.verify.runner). `skipped`
-    says why a variation is left out, if it is.
+    `weights` are those of the model, by their names, where they are not its own, `aliases` for each
+    output tensor what it shares memory with (ttkit.verify.runner). `skipped` says why a variation
+    is left out, if it is.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Case:
     exact: list[torch.Tensor]
     tree: Any = None
     types: tuple[str, ...] = ()
-    weights: list[torch.Tensor] | None = None
+    weights: dict[str, torch.Tensor] | None = None
     skipped: str = ""
     aliases: list[list[int]] = field(default_factory=list)
     fan_in: int = 1  # how many numbers of the inputs one of the output is made of

@@ -74,7 +74,7 @@ class Referee:
         self.mutated = False
         self.served = 0
         self.case: Case = NOTHING
-        # The weights of both sides, where they are not the task's own.
+        # The weights of the candidate, and in a race of both sides, if they are not the task's own.
         self.weights_now: dict[str, torch.Tensor] | None = None
         # What each side delivered, as `do_take` found it, by whether it is trusted.
         self.taken: dict[bool, list[Taken]] = {}
@@ -195,6 +195,7 @@ class Referee:
     def do_wipe(self, message: dict[str, Any]) -> dict[str, Any]:
         """Nothing that an earlier candidate had is left for the next."""
         self.shared[False].wipe()
+        self.weights_now = None
         return {}
 
     # Correctness -----------------------------------------------------------------------------
@@ -210,7 +211,8 @@ class Referee:
             if missing := self.cases.missing(kept + unclear):
                 return {"name": name, "skipped": "", "missing": missing}
         if message["judged"]:
-            case = self.cases.numbered(message["number"], name, kept, message["fresh"])
+            number, fresh = message["number"], message["fresh"]
+            case = self.cases.numbered(number, name, kept, fresh, self.weights_now)
         else:
             case = self.cases.unanswered()
         if case.args is None and not case.skipped:
@@ -232,6 +234,7 @@ class Referee:
         self.filled = begin + len(inputs) * size
         self._put(zip(inputs, sets, strict=True), message["trusted"])
         if case.weights is not None:
+            self.weights_now = case.weights
             self.shared[False].write_weights(case.weights)
         self._poison()
         self._release()
@@ -287,10 +290,9 @@ class Referee:
 
     def do_own_weights(self, message: dict[str, Any]) -> dict[str, Any]:
         """The weights in the shared memory are the task's own again."""
-        self.shared[False].write_weights()
-        if self.weights_now is not None:
-            self.shared[True].write_weights()
-            self.weights_now = None
+        for shared in self.shared.values():
+            shared.write_weights()
+        self.weights_now = None
         return {}
 
     def _delivered(self, trusted: bool) -> list[torch.Tensor]:
@@ -390,7 +392,7 @@ class Referee:
         if self.weights_now is None:
             return {"reweighed": False}
         for shared in self.shared.values():
-            shared.write_weights(list(self.weights_now.values()))
+            shared.write_weights(self.weights_now)
         return {"reweighed": True}
 
     def do_stage(self, message: dict[str, Any]) -> dict[str, Any]:

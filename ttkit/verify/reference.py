@@ -59,13 +59,10 @@ class Reference:
         """
         if case.args is None or size_of(case.args) > LARGE_BYTES:
             return
-        weights = None
-        if case.weights is not None:
-            weights = dict(zip(self.runner.model.state_dict(), case.weights, strict=True))
         errors = [case.own_errors]
         for _ in range(RUNS - 1):
             near = variations.vary(case.args, _jittered)
-            errors.append(self._exact_case(case.name, near, weights).own_errors)
+            errors.append(self._exact_case(case.name, near, case.weights).own_errors)
         found = zip(*errors, strict=True)
         case.own_errors = [max(filter(math.isfinite, e), default=math.nan) for e in found]
 
@@ -84,7 +81,7 @@ class Reference:
         case.types = tuple(map(kind_of, tensors))
         # Beside an outlier small terms are lost one by one, all to the same side.
         case.fan_in = self.fan_in * (LOST if name == variations.TOUCHED else 1)
-        case.weights = None if weights is None else list(weights.values())
+        case.weights = weights
         return case
 
     def in_float64(
@@ -150,11 +147,14 @@ class Reference:
         return set(model.state_dict()) if isinstance(model, torch.nn.Module) else set()
 
     def changed_weights(
-        self, which: Collection[str], change: Callable[[torch.Tensor], torch.Tensor]
+        self,
+        which: Collection[str],
+        change: Callable[[torch.Tensor], torch.Tensor],
+        state: dict[str, torch.Tensor] | None = None,
     ) -> dict[str, torch.Tensor]:
-        """All weights, those that `which` names changed."""
+        """All weights, its own or those of `state`, with those changed that `which` names."""
         seed_all(secret_seed())
-        state = self.runner.model.state_dict()
+        state = self.runner.model.state_dict() if state is None else state
         return {k: change(v) if k in which else v for k, v in state.items()}
 
     def constant(self, names: Collection[str]) -> list[str]:

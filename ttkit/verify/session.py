@@ -80,16 +80,17 @@ class Session:
         self, number: int, close: bool = True, *, name: str = "", fresh: bool = False
     ) -> bool:
         """Case `number`, or one of the kind `name` in its place, `fresh` or as others met it;
-        whether it and those before it (`close`) pass KernelBench's tolerance."""
+        whether it and those before it (`close`) pass KernelBench's tolerance. What weights it is
+        given in one of the kind `name` it keeps."""
         case = self._begin(number, self.candidate, name=name, fresh=fresh)
         if missing := case.get("missing"):
             raise Outcome("rejected", _without(missing), "weights_kept")
-        name = f"values_{case['name']}"
+        check = f"values_{case['name']}"
         if case["skipped"]:
             return close
         if case["reweigh"]:
             self.candidate.reweigh(self.run_limit)
-        self.checks.append(name)
+        self.checks.append(check)
         delivered, finish = self._run_case(self.candidate, case, watched=number == 0)
         result = self.referee.ask("check_end", values=delivered.get("values"))
         for key in ("max_error", "reference_error"):
@@ -112,8 +113,10 @@ class Session:
         where = "on inputs " + case["name"]
         if case["reweigh"]:
             where = "with other weights (what is made of them has to be made in each call)"
-        judge(result, name, self.referee.info["mutates"], where)
+        judge(result, check, self.referee.info["mutates"], where)
         self._look(finish.get("changes"))
+        if name:
+            return close
         if case["reweigh"]:
             self.referee.ask("own_weights")
             self.candidate.reweigh(self.run_limit)
@@ -212,6 +215,7 @@ class Session:
         # Fresh ones: those that it met before it could tell from what it met in timed runs.
         if varied := self.cases_run[1:]:
             self._check(random.SystemRandom().choice(varied), fresh=True)
+        # One weight after the other, without a way back to what it knows.
         if self.reweighed:
             for number in TOUCHED_LAST:
                 self.between(self.candidate)

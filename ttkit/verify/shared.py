@@ -21,7 +21,7 @@ class Weights:
     def __init__(self, model: Any):
         state = model.state_dict() if isinstance(model, torch.nn.Module) else {}
         specs, self.size = place(list(state.values()), 0)
-        self.own = [value.clone() for value in state.values()]
+        self.own = {name: value.clone() for name, value in state.items()}
         self.specs = dict(zip(state, specs, strict=True))
 
 
@@ -53,10 +53,10 @@ class Shared:
             "weights_size": self.weights.size,
         }
 
-    def write_weights(self, values: list[torch.Tensor] | None = None) -> None:
+    def write_weights(self, values: dict[str, torch.Tensor] | None = None) -> None:
         """The values that the weights were built with, or others."""
-        for spec, value in zip(self.built.specs.values(), values or self.built.own, strict=True):
-            self.weights.view(spec).copy_(value)
+        for name, value in (self.built.own if values is None else values).items():
+            self.weights.view(self.built.specs[name]).copy_(value)
 
     def wipe(self) -> None:
         """Leave it as if nobody had ever used it, the weights written again.
