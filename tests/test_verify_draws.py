@@ -173,6 +173,23 @@ def test_inputs_that_are_dear_to_make_do_not_come_back_as_multiples():
     assert float((likeness > 1 - 1e-6).double().mean()) < 0.1
 
 
+class Product(torch.nn.Module):
+    def forward(self, a, x):
+        return a.t() @ x
+
+
+def test_symmetric_matrices_stay_symmetric_when_there_is_more_of_them():
+    def get_inputs():
+        a = torch.randn(40, 40)
+        return [a + a.t(), torch.randn(40, 24)]
+
+    task = types.SimpleNamespace(get_inputs=get_inputs, get_init_inputs=lambda: [])
+    made = case_maker(task, Product)
+    made.first()
+    matrix, _ = made.numbered(1, "more_rows").args
+    assert len(matrix) > 40 and torch.equal(matrix, matrix.t())
+
+
 class Flat(torch.nn.Module):
     """Takes rows of another length for other rows."""
 

@@ -54,6 +54,25 @@ def test_weights_are_touched_one_by_one_and_each_stays_as_it_has_become():
     assert sorted(touched) == ["linear.bias", "linear.weight", "mask"]
 
 
+class Positions(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("table", torch.arange(32.0).view(4, 8).sin())
+        self.register_buffer("noise", torch.randn(4, 8))
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x):
+        return (x - self.mean) * self.noise + self.table
+
+
+def test_a_table_that_every_seed_gives_is_no_weight():
+    made = maker(Positions, (4, 8))
+    assert made.reference.state() == {"noise", "mean"}
+    own, other = made.reference.runner.model, made.numbered(5, "other_weights").weights
+    assert torch.equal(other["table"], own.table)
+    assert not torch.equal(other["noise"], own.noise) and (other["mean"] > 0).all()
+
+
 def test_parameters_that_matter_have_to_be_kept():
     made = maker(Gated, (4, 8))
     kept = {"linear.weight", "linear.bias", "alpha"}

@@ -342,7 +342,9 @@ def _what(y: torch.Tensor, error: float, allowed: float, y64: torch.Tensor) -> s
         return f"{bad} of {y.numel()} values are NaN or Inf where the reference is finite"
     if math.isinf(error):
         return "NaN, Inf or non-zero values stand where the reference has none"
-    return f"its error is {error:.2g}, {allowed:.2g} is allowed"
+    few = f"{error:.2g}", f"{allowed:.2g}"
+    found, most = few if few[0] != few[1] else (f"{error:.6g}", f"{allowed:.6g}")
+    return f"its error is {found}, {most} is allowed"
 
 
 def all_finite(tensors: list[torch.Tensor]) -> bool:

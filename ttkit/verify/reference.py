@@ -32,6 +32,7 @@ class Reference:
         self.runner = runner
         # Taken before any run could change a buffer of the model.
         self.exact = runner.twin().double()
+        self._tables = runner.tables()
         self.mutates = True  # until it is known
         self.usually_finite = True  # the output, on inputs as declared
         self.fan_in = 1  # see `find_fan_in`
@@ -142,9 +143,11 @@ class Reference:
         return frozenset(n for weight in weights for n in weight.shape)
 
     def state(self) -> set[str]:
-        """The names of the reference's weights."""
+        """The names of the reference's weights; tables of constants (positions, filters) are
+        none."""
         model = self.runner.model
-        return set(model.state_dict()) if isinstance(model, torch.nn.Module) else set()
+        names = set(model.state_dict()) if isinstance(model, torch.nn.Module) else set()
+        return names - self._tables
 
     def changed_weights(
         self,

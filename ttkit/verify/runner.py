@@ -19,6 +19,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from ttkit.verify.arena import extent, flatten, tensors_of
+from ttkit.verify.structure import constant
 
 RELEASE_BYTES = 4 << 30
 
@@ -88,8 +89,9 @@ class Runner:
         # Taken before any candidate code could replace them.
         self._no_grad, self._synchronize = torch.no_grad, torch.cuda.synchronize
 
-    def _build(self) -> Any:
+    def _build(self, other_seed: int | None = None) -> Any:
         model_class, task_module, seed = self._made_of
+        seed = seed if other_seed is None else other_seed
         # The inputs of __init__ are declared with the task, not secret, and part of the model.
         seed_all(seed)
         init = task_module.get_init_inputs()
@@ -110,6 +112,17 @@ class Runner:
             twin = self._build()
             twin.load_state_dict(self.model.state_dict())
             return twin
+
+    def tables(self) -> set[str]:
+        """The buffers of several values that are the same for every seed: part of the code."""
+        if not isinstance(self.model, torch.nn.Module):
+            return set()
+        state = self.model.state_dict()
+        buffers = {k: b for k, b in self.model.named_buffers() if k in state and not constant(b)}
+        if not buffers:
+            return set()
+        others = dict(self._build(secret_seed() % 2**31).named_buffers())
+        return {k for k, b in buffers.items() if torch.equal(b, others[k])}
 
     def run(self, slots: list[int]) -> None:
         """Call the model once a slot; the outputs are kept for `deliver`."""

@@ -112,7 +112,7 @@ class Session:
         self.record["kernelbench_allclose"] = close = close and result["allclose"]
         where = "on inputs " + case["name"]
         if case["reweigh"]:
-            where = "with other weights (what is made of them has to be made in each call)"
+            where = "with other weights (what depends on them has to be made of them in each call)"
         judge(result, check, self.referee.info["mutates"], where)
         self._look(finish.get("changes"))
         if name:

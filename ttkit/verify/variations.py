@@ -237,7 +237,7 @@ def enlarged(args: Any, fixed: Collection[int] = ()) -> Iterator[Any]:
     more = _more(batch, 8, odd=not any(batch in t.shape[1:] for t in tensors))
 
     def grown(tensor: torch.Tensor, dims: list[int]) -> torch.Tensor:
-        return _grown(tensor, dims, more, start)
+        return _grown(tensor, [(dim, more) for dim in dims], [start] * len(dims))
 
     def rows(tensor: torch.Tensor) -> list[int]:
         free_ones = (i for i in range(tensor.dim()) if not _is_fixed(tensor, i, fixed, batch))
@@ -264,10 +264,8 @@ def enlarged_throughout(args: Any, fixed: Collection[int] = (), odd: bool = Fals
         return [i for i, n in shape if n >= PART and not _is_fixed(tensor, i, fixed, batch)]
 
     def grown(tensor: torch.Tensor) -> torch.Tensor:
-        for dim in sizes(tensor):
-            n = tensor.shape[dim]
-            tensor = _grown(tensor, [dim], _more(n, PART, odd), start[n])
-        return tensor
+        dims = [(dim, _more(tensor.shape[dim], PART, odd)) for dim in sizes(tensor)]
+        return _grown(tensor, dims, [start[tensor.shape[dim]] for dim, _ in dims])
 
     if not 0 < max(len(sizes(t)) for t in tensors) <= 3:
         return None
@@ -287,10 +285,11 @@ def _more(size: int, part: int, odd: bool) -> int:
     return max(more - (odd and (size + more) % 2 == 0), 1)
 
 
-def _grown(tensor: torch.Tensor, dims: list[int], more: int, start: float) -> torch.Tensor:
-    """Dimensions that are of one size longer by `more` of what stands somewhere in them."""
+def _grown(tensor: torch.Tensor, dims: list[tuple[int, int]], starts: list[float]) -> torch.Tensor:
+    """Dimensions that are longer by so much of what stands somewhere in them (`starts`, shares of
+    their length). What is symmetric stays so, if both its dimensions grow from one place."""
     dense = tensor.is_floating_point() and free(tensor)
-    for dim in dims:
+    for (dim, more), start in zip(dims, starts, strict=True):
         at = int(start * (tensor.shape[dim] - more + 1))
         added = tensor.narrow(dim, at, more)
         # The very same values once more would tie with the first.
