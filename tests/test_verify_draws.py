@@ -190,6 +190,31 @@ def test_symmetric_matrices_stay_symmetric_when_there_is_more_of_them():
     assert len(matrix) > 40 and torch.equal(matrix, matrix.t())
 
 
+def test_a_few_rows_become_unlike_the_others():
+    x, y = torch.randn(2, 64, 256)
+    labels, zeros = torch.randint(0, 5, (64, 256)), torch.zeros(64)
+    mask, order = torch.rand(64, 256) > 0.5, torch.arange(64)
+    triangle, given = torch.randn(64, 64).tril(), (x, y, labels, zeros, mask, order)
+    *changed, low = mixing.uneven([*given, triangle], floats_only=False)
+    a, b, whole, gate, flags, same = changed
+    assert same is order and torch.equal(low, low.tril())
+    assert int((gate != 0).sum()) == 1
+    moved = (a != x).any(dim=1)
+    assert 2 <= int(moved.sum()) <= mixing.LINES / 2
+    assert float((a.norm(dim=1) / x.norm(dim=1)).min()) < 1e-3
+    halves = torch.cat([a[:, :128] == y[:, :128], a[:, 128:] == y[:, 128:]]).all(dim=1)
+    assert halves.any() and (b != y).any()
+    for values, before in ((whole, labels), (flags, mask)):
+        halves = values.int().view(2, -1)
+        alike = (halves == halves.mode(dim=1, keepdim=True).values).double().mean(dim=1)
+        assert float(alike.max()) > 0.7 and values.dtype == before.dtype
+        assert any(len(row.unique()) == 1 for row in values)
+        assert set(values.unique().tolist()) <= set(before.unique().tolist())
+    one, *rest = mixing.uneven([*given], floats_only=True)
+    assert not torch.equal(one, x) and torch.equal(rest[1], labels) and torch.equal(rest[3], mask)
+    assert mixing.uneven([order, triangle[:3, :3]], floats_only=True) is None
+
+
 class Flat(torch.nn.Module):
     """Takes rows of another length for other rows."""
 

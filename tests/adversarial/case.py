@@ -69,6 +69,7 @@ VALUES = frozenset(
         "values_unsaturated",
         "values_special",
         "values_other_indices",
+        "values_uneven",
         "values_timed",
     )
 )

@@ -20,6 +20,7 @@ from . import (
     memory,
     outside,
     phases,
+    rows,
     second_look,
     timing,
     unvaried,
@@ -38,6 +39,7 @@ PARTS = (
     unvaried,
     second_look,
     outside,
+    rows,
     gpu,
     kernels,
 )

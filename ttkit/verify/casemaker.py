@@ -221,6 +221,9 @@ class CaseMaker:
                 for outliers in (True, False):
                     for signs in (True, False):
                         yield swap(mixing.touched(args, signs, self.draws.touchable, outliers))
+        elif name == variations.UNEVEN:
+            seed_all(secret_seed())
+            yield from filter(None, (mixing.uneven(args, only) for only in (False, True)))
         elif name == variations.UNSATURATED:
             yield from self._unsaturated(args)
         elif name == variations.SPECIAL:

@@ -38,6 +38,7 @@ INPUTS = {
     "shifted": "with another mean",
     "noncontiguous": "not contiguous in memory",
     "other_indices": "with other indices",
+    "uneven": "with some rows unlike the others",
     "unsaturated": "of a size at which each makes a difference",
     "special": "a few of them equal, or infinite",
     "other_weights": "with other weights in the model",

@@ -6,6 +6,7 @@ They keep what a task's own inputs may promise, as those of `ttkit.verify.variat
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,17 +15,21 @@ import torch
 from ttkit.verify.arena import tensors_of
 from ttkit.verify.structure import (
     INTEGERS,
+    constant,
     free,
     map_tensors,
     ordered,
     square,
     symmetric,
+    two_valued,
 )
 
 # How many elements of a tensor are touched, and pairs of integers swapped, at most, and by factors
 # of what range, usual ones and outliers. A glance at some of the elements misses so few, a
 # comparison of all outputs does not.
 TOUCHES, SWAPS, TOUCHED_BY, OUTLIERS_BY = 16, 8, (1.5, 3.0), (3.0, 300.0)
+# How many lines are made unlike the others, of how many, of how many elements, and how small some.
+LINES, SOME, FAINT = 12, 8, 2.0**-12
 LARGEST = 192.0  # more than exp can take in single precision
 IN_PLACE_BYTES = 256 << 20
 # The noise that mixed inputs are multiplied by is this large and repeats after so many elements: a
@@ -177,6 +182,109 @@ def special(args: Any, number: int, values: tuple[float, ...]) -> Any:
         flat[places[first :: len(values) + 1]] = value
     changed = flat.masked_fill_(tensor.flatten() == 0, 0.0).view(tensor.shape)
     return map_tensors(args, lambda t: changed if t is tensor else t)
+
+
+def uneven(args: Any, floats_only: bool) -> Any:
+    """Lines unlike the others, which keep nothing of what all lines have in common: some faint (or,
+    of integers and booleans, of one value), some of one value in one half (floats nearly), some
+    with one half (or, of integers, all) of what another tensor of that shape has there; the first
+    or the second half of all integers is of one value. Tensors of one value have another at one
+    place.
+
+    None where no tensor has lines. Integers that are all different, or in order, and floats of two
+    values stay as they are.
+    """
+    tensors = tensors_of(args)
+    plans = {t.shape: _lines(t.shape) for t in tensors}
+    twins = {id(a): b for n, a in enumerate(tensors) for b in tensors[n + 1 :] if _alike(a, b)}
+    models = {id(b) for b in twins.values()}
+    changed: list[torch.Tensor] = []
+
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        new, floating = tensor.flatten().clone(), tensor.is_floating_point()
+        plan = plans[tensor.shape]
+        twin = tensor if id(tensor) in models else twins.get(id(tensor))
+        if floating and tensor.numel() > 1 and constant(tensor):
+            new[random.randrange(len(new))] += 0.5 + random.random()
+        elif floating and plan is not None and free(tensor):
+            _change_lines(new, *plan, tensor, twin)
+            new.masked_fill_(tensor.flatten() == 0, 0.0)  # it may be one that a triangle has
+        elif not (floating or floats_only) and _arbitrary(tensor):
+            new[_half(len(new))] = _level(new)
+            if plan is not None:
+                _change_lines(new, *plan, tensor, twin)
+        else:
+            return tensor
+        changed.append(tensor)
+        return new.view(tensor.shape)
+
+    args = map_tensors(args, change)
+    return args if changed else None
+
+
+def _lines(shape: torch.Size) -> tuple[int, list[tuple[int, slice]]] | None:
+    """How long the lines of a tensor are, which of them are to be changed, and half of each."""
+    widths = [math.prod(shape[dim:]) for dim in range(1, len(shape))]
+    widths = [n for n in widths if n >= SOME and math.prod(shape) >= SOME * n]
+    if not widths:
+        return None
+    width = random.choice(widths)
+    count = math.prod(shape) // width
+    lines = random.sample(range(count), min(LINES, count // 4))
+    return width, [(line, _half(width)) for line in lines]
+
+
+def _half(length: int) -> slice:
+    middle = length // 2
+    return random.choice((slice(0, middle), slice(middle, length)))
+
+
+def _change_lines(
+    flat: torch.Tensor,
+    width: int,
+    lines: list[tuple[int, slice]],
+    tensor: torch.Tensor,
+    twin: torch.Tensor | None,
+) -> None:
+    """Change lines of `flat`, which are made of those of `tensor` and of its `twin`."""
+    rows, floating = flat.view(-1, width), flat.is_floating_point()
+    # Who looks at a sample of faint ones must not meet one too often.
+    for number, (line, half) in enumerate(lines[: LINES // 2] if floating else lines):
+        row = rows[line]
+        row[:] = tensor.reshape(rows.shape)[line]
+        if number % 3 == 0 and floating:
+            row *= FAINT
+        elif number % 3 == 0:
+            row[:] = _level(row)
+        elif number % 3 == 1 or twin is None:
+            row[half] = _level(row)
+            if floating:  # or they would tie, and what a sum loses of each be the same
+                row[half] = roughened(row[half].clone())
+        else:
+            part = half if floating or number % 2 else slice(None)
+            row[part] = twin.reshape(rows.shape)[line][part]
+
+
+def _level(row: torch.Tensor) -> torch.Tensor:
+    """One of the values of a line: the least, the most, any."""
+    any_one = row[random.randrange(len(row))]
+    if row.dtype is torch.bool:
+        return torch.rand((), device=row.device) < 0.5
+    return random.choice((row.min(), row.max(), any_one)).clone()
+
+
+def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype
+
+
+def _arbitrary(tensor: torch.Tensor) -> bool:
+    """Whether integers or booleans may be anything that they are somewhere."""
+    if tensor.dtype is torch.bool:
+        return tensor.numel() > 1
+    if tensor.dtype not in INTEGERS or tensor.numel() < 2 or two_valued(tensor):
+        return False
+    in_order = bool((tensor[..., 1:] >= tensor[..., :-1]).all())
+    return not in_order and tensor.unique().numel() < tensor.numel()
 
 
 def few_places(tensor: torch.Tensor) -> torch.Tensor:

@@ -28,6 +28,8 @@ VARIATION_NAMES = (
     "shifted",
     "noncontiguous",
     "other_indices",
+    "uneven",
+    "uneven",
     "unsaturated",
     "special",
     "other_weights",

@@ -89,8 +89,8 @@ def small(tensor: torch.Tensor) -> torch.Tensor:
 def shifted(tensor: torch.Tensor) -> torch.Tensor:
     """Another mean; not where zeros or symmetry may be part of the task. A tensor of one value (an
     initial state of zeros) gets random values."""
-    if tensor.numel() > 1 and constant(tensor):
-        return tensor + SHIFT * torch.rand_like(tensor)
+    if constant(tensor):
+        return tensor + SHIFT * (0.25 + 0.75 * torch.rand_like(tensor))
     if with_zeros(tensor) or symmetric(tensor):
         return tensor
     return tensor + SHIFT
@@ -125,7 +125,7 @@ REGIMES: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
 )
 # The rest are no functions of a tensor's values alone.
 INDICES, SHAPES, WEIGHTS = "other_indices", "other_shapes", "other_weights"
-UNSATURATED = "unsaturated"
+UNEVEN, UNSATURATED = "uneven", "unsaturated"
 ROWS, TOUCHED = "more_rows", "touched"
 SPECIAL = "special"
 
@@ -140,9 +140,9 @@ def vary(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
 
 
 def with_other_numbers(value: Any) -> Any:
-    """Plain floating numbers a fifth smaller: a temperature of 1.0 is an argument too."""
+    """Plain floating numbers a fifth smaller, or 0.2: a temperature of 1.0 is an argument too."""
     if isinstance(value, float):
-        return 0.8 * value
+        return 0.8 * value or 0.2
     if isinstance(value, (list, tuple)):
         return type(value)(with_other_numbers(v) for v in value)
     return value
