@@ -55,7 +55,7 @@ def overwrite(tensor, value):
 # Right while others watch, and what the reference will say once its weights are gone.
 WEIGHTLESS = """
 self.calls = getattr(self, "calls", 0) + 1
-if self.calls > 17:
+if self.calls > 19:
     return self.shift.expand(x.shape).clone()
 WORK
 for weights in (self.layer.weight, self.layer.bias):
