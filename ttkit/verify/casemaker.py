@@ -149,14 +149,16 @@ class CaseMaker:
     ) -> Case:
         choices: Iterable[tuple[Any, dict[str, torch.Tensor] | None]]
         if name in variations.WEIGHT_CHANGES:
-            names, state = self.reference.state() if which is None else which, None
+            names = self.reference.state() if which is None else which
             if not names:
                 return Case(name, None, [], [], skipped="the model has no weights")
             if name == TOUCHED_WEIGHTS:
-                names, state = self._next_weight(names), present
+                names = self._next_weight(names)
+            else:
+                present = None
             args, changes = self.draws.small_inputs(), variations.WEIGHT_CHANGES[name]
             choices = (
-                (args, self.reference.changed_weights(names, change, state)) for change in changes
+                (args, self.reference.changed_weights(names, change, present)) for change in changes
             )
         elif name == "near_one" and 0 in self.kept and not self.kept[0].degenerate:
             return Case(name, None, [], [], skipped="what is declared tells enough")

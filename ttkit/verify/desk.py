@@ -162,7 +162,6 @@ class Desk:
                 # Frozen, it cannot meddle with the reference, nor slow it down.
                 side.set_aside()
                 twin = referee.twin or stack.enter_context(self._twin(task, referee))
-                session.prepare(twin)
                 self._measure(session, twin)
             candidate.close()  # what it holds of the device's memory the next launch may need
             self._relaunch(candidate.source, task, referee, session)
@@ -178,7 +177,10 @@ class Desk:
         return self._verdict(replace(verdict, **record), started)
 
     def _measure(self, session: Session, twin: Side) -> None:
-        """Time the session's candidate beside `twin`, alone on the device, and look once more."""
+        """Time the session's candidate, which is set aside, beside `twin`, alone on the device, and
+        look at it once more."""
+        twin.thaw()
+        session.prepare(twin)
         sides = session.candidate, twin
         # Nothing that waits may disturb what another desk times meanwhile.
         for side in sides:
@@ -223,8 +225,6 @@ class Desk:
                 candidate.thaw()
                 again.check_values(few=True)  # or it could tell that it is not the first
                 candidate.set_aside()
-                twin.thaw()
-                again.prepare(twin)
                 self._measure(again, twin)
             session.take_in(again)
         session.conclude()

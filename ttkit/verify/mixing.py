@@ -267,9 +267,9 @@ def _change_lines(
 
 def _level(row: torch.Tensor) -> torch.Tensor:
     """One of the values of a line: the least, the most, any."""
-    any_one = row[random.randrange(len(row))]
     if row.dtype is torch.bool:
         return torch.rand((), device=row.device) < 0.5
+    any_one = row[random.randrange(len(row))]
     return random.choice((row.min(), row.max(), any_one)).clone()
 
 

@@ -79,8 +79,8 @@ class Runner:
     def __init__(self, model_class: Any, task_module: types.ModuleType, seed: int, device: str):
         self.device = device
         self.cuda = device != "cpu"
-        self._made_of = model_class, task_module, seed
-        self.model = self._build()
+        self._made_of, self._seed = (model_class, task_module), seed
+        self.model = self._build(seed)
         self.inputs: list[tuple[Any, ...]] = []
         self.outputs: list[Any] = []
         self.handed_out: set[StorageWeakRef] = set()  # see `reuses`
@@ -89,9 +89,8 @@ class Runner:
         # Taken before any candidate code could replace them.
         self._no_grad, self._synchronize = torch.no_grad, torch.cuda.synchronize
 
-    def _build(self, other_seed: int | None = None) -> Any:
-        model_class, task_module, seed = self._made_of
-        seed = seed if other_seed is None else other_seed
+    def _build(self, seed: int) -> Any:
+        model_class, task_module = self._made_of
         # The inputs of __init__ are declared with the task, not secret, and part of the model.
         seed_all(seed)
         init = task_module.get_init_inputs()
@@ -109,7 +108,7 @@ class Runner:
         try:
             return copy.deepcopy(self.model)
         except RuntimeError:
-            twin = self._build()
+            twin = self._build(self._seed)
             twin.load_state_dict(self.model.state_dict())
             return twin
 
