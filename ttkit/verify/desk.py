@@ -218,7 +218,11 @@ class Desk:
         for number in range(protocol.relaunches):
             if not session.still_ahead():
                 return
-            referee.ask("wipe")
+            # The memory that they share with the referee outlives them: no side keeps its place.
+            if referee.twin is None:
+                referee.swap()
+            else:
+                referee.ask("wipe")
             with ExitStack() as stack:
                 candidate, twin = self._launch(source, task, referee, number, stack)
                 again = Session(referee, candidate, protocol, self.room.limits, self._give_way)
