@@ -70,6 +70,13 @@ def test_true_speedups_are_found_with_few_pairs_where_they_are_large():
     assert used_large <= 17
 
 
+def test_unchanged_programs_are_given_up_soon_and_small_winners_are_not():
+    _, used, _ = simulate(lognormal, 1.0, 300, seed=6)
+    assert used <= 32  # 44 where a look may give up at its share of the error rate only
+    found, _, _ = simulate(lognormal, 1.07, 300, seed=5)
+    assert found >= 0.9
+
+
 def test_clearly_slower_candidates_cost_few_pairs():
     rate, used, _ = simulate(lognormal, 0.5, 300, seed=4)
     assert rate == 0.0

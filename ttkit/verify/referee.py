@@ -51,7 +51,7 @@ SLOT_BYTES = {"cpu": 64 << 20, "cuda": 2 << 30}
 # Cases larger than this are made anew each time rather than kept; one holds about five times its
 # inputs and outputs.
 KEEP_BYTES = {"cpu": 32 << 20, "cuda": 128 << 20}
-DECK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
+DECK_BYTES = {"cpu": 256 << 20, "cuda": 512 << 20}
 PROBES = 9
 RENEW_EVERY = 4
 NOTHING = Case("none", None, [], [])

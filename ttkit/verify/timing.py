@@ -101,15 +101,17 @@ def launch_interval(speedups: Sequence[float], alpha: float) -> Interval:
     return Interval(math.exp(middle), math.exp(middle - half), math.exp(middle + half), n)
 
 
-def settled(found: Interval, protocol: Protocol) -> bool:
-    """Whether more pairs would change nothing that matters.
+def settled(ratios: Sequence[float], found: Interval, protocol: Protocol) -> bool:
+    """Whether more pairs than these, whose interval is `found`, would change nothing that matters.
 
-    Either the interval lies on one side of 1 and is narrow enough to be a figure, or it shows that
-    the candidate is at best `protocol.futile` times as fast: "the same", for all that matters.
+    Either the interval lies on one side of 1 and is narrow enough to be a figure, or the candidate
+    is at best `protocol.futile` times as fast: "the same", for all that matters. To give up on a
+    candidate calls nothing faster, so that each look may do it at the whole error rate (a boundary
+    for futility that is not binding; Jennison and Turnbull, chapter 10).
     """
     if found.lo > 1 or found.hi < 1:
         return found.hi <= protocol.settled_width * found.lo
-    return found.hi < protocol.futile
+    return interval(ratios, protocol.alpha, protocol.process_spread).hi < protocol.futile
 
 
 def measure(
@@ -129,7 +131,8 @@ def measure(
             if found.n and clock() - start > protocol.seconds:
                 return found, pairs
             pairs.append(trial())
-        found = interval([r / c for r, c in pairs], share, protocol.process_spread)
-        if settled(found, protocol):
+        ratios = [r / c for r, c in pairs]
+        found = interval(ratios, share, protocol.process_spread)
+        if settled(ratios, found, protocol):
             break
     return found, pairs
