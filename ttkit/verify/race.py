@@ -171,16 +171,14 @@ class Race:
         return trial
 
     def _vary(self, name: str) -> None:
-        """A turn of the candidate like any other, but for its inputs and that nobody counts it."""
+        """A turn of the candidate like any other, but for its inputs and that nobody counts it.
+        What it delivers is judged when nothing is timed any more (`Session.look_again`)."""
         which = self.random.choice(self.slots)
         if not self.referee.ask("vary", slot=which, name=name)["varied"]:
             return
         self._turn(self.candidate, self.slots, which)
         self.candidate.uncount()
-        result = self.referee.ask("varied", slot=which, name=name, values=self._values[False])
-        if not result["ok"]:
-            text = f"wrong values on inputs {name} between timed runs: {result['what']}"
-            raise Outcome("incorrect", text, "values_timed")
+        self.referee.ask("varied", slot=which, name=name, values=self._values[False])
 
     def _change_weights(self) -> None:
         """From here on both sides have other weights than those they began with."""

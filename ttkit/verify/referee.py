@@ -17,7 +17,7 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -79,6 +79,8 @@ class Referee:
         # What each side delivered, as `do_take` found it, by whether it is trusted.
         self.taken: dict[bool, list[Taken]] = {}
         self.current: list[Any] = []
+        # Of the last timing's turns on varied inputs, what finds out whether they were right.
+        self.varied: list[Callable[[], dict[str, Any]]] = []
         # Inputs drawn for timed pairs, and those that the present candidate has not met.
         self.deck: list[list[Any]] = []
         self.unseen: list[list[Any]] = []
@@ -341,7 +343,7 @@ class Referee:
     # Timing ----------------------------------------------------------------------------------
 
     def do_timing_begin(self, message: dict[str, Any]) -> dict[str, Any]:
-        self.case, self.current = self.cases.unanswered(), []
+        self.case, self.current, self.varied = self.cases.unanswered(), [], []
         self.errors = self.cases.timed_errors(self.case)
         # Draws made for earlier candidates serve again: no process meets one of them twice.
         self.unseen = random.SystemRandom().sample(self.deck, len(self.deck))
@@ -380,17 +382,33 @@ class Referee:
         return {"varied": True}
 
     def do_varied(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Compare what the candidate delivered from varied inputs, if the reference bears them."""
-        delivered = [taken.tensor for taken in self.taken.pop(False)]
+        """Keep what the candidate delivered from varied inputs, to be judged when nothing is timed;
+        at once where it is too large to be kept."""
+        taken, args = self.taken.pop(False), self.current[message["slot"]]
+        found = partial(self._judge_varied, message, args, self.weights_now, taken)
+        if not all(t.whole for t in taken):
+            found = partial(dict, found())
+        self.varied.append(found)
+        return {}
+
+    def do_judge_varied(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The first of the varied turns of the last timing that was wrong, if one was."""
+        varied, self.varied = self.varied, []
+        results = (judged() for judged in varied)
+        return next((found for found in results if not found["ok"]), {"ok": True})
+
+    def _judge_varied(
+        self, turn: dict[str, Any], args: Any, weights: Any, taken: list[Taken]
+    ) -> dict[str, Any]:
+        """Compare with the reference, if it bears these inputs."""
         try:
-            args = self.current[message["slot"]]
-            case = self.reference.judged(message["name"], args, self.weights_now)
+            case = self.reference.judged(turn["name"], args, weights)
         except Exception:  # whatever the reference raises: it does not take them
-            return {"ok": True, "what": ""}
+            return {"ok": True}
         if case.skipped:
-            return {"ok": True, "what": ""}
-        found = self._judge(case, delivered, message["values"])
-        return {"ok": found["ok"], "what": found["what"]}
+            return {"ok": True}
+        found = self._judge(case, [t.tensor for t in taken], turn["values"])
+        return {"ok": found["ok"], "what": found["what"], "name": turn["name"]}
 
     def do_reweigh(self, message: dict[str, Any]) -> dict[str, Any]:
         """Other weights for both sides, until `own_weights`."""

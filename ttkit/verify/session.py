@@ -210,6 +210,10 @@ class Session:
         """Some fall back to the reference, or on what holds for the usual inputs, after a while."""
         if not self.protocol.variations:
             return
+        found = self.referee.ask("judge_varied")
+        if not found["ok"]:
+            text = f"wrong values on inputs {found['name']} between timed runs: {found['what']}"
+            raise Outcome("incorrect", text, "values_timed")
         begun = self._begin(0, self.candidate, judged=False)
         self._run_case(self.candidate, begun, watched=True)
         # Fresh ones: those that it met before it could tell from what it met in timed runs.

@@ -107,6 +107,7 @@ class Taken:
 
     def __init__(self, tensor: torch.Tensor):
         self._part = random_part(tensor)
+        self.whole = self._part is None
         self._tensor = tensor.clone() if self._part is None else tensor
         self._kept = None if self._part is None else tensor.view(-1)[self._part].clone()
 

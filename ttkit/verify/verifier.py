@@ -29,10 +29,11 @@ from ttkit.verify.verdict import Verdict
 # On CUDA a process takes a third of a second to start and a compiler minutes: so many candidates
 # of one task are loaded side by side. On CPU loading is cheap, and there are no cores to spare.
 LOADED_TOGETHER = 8
-# On CPU so many candidates are checked side by side under a paired protocol, and so many of one
-# task follow each other at one desk, which has to start a referee for it.
+# On CPU so many candidates are checked side by side under a paired protocol. Of one task so many
+# follow each other at one desk, which has to start a referee for it; more where there is so much to
+# do that a desk has several such turns.
 DESKS = 2
-UNIT = 16
+UNIT, TURNS = 16, 4
 
 # Places in `items` that share a verdict.
 Group = list[int]
@@ -154,7 +155,7 @@ class Verifier:
 
     def _units(self, items: Sequence[tuple[Task, str]], todo: list[Group]) -> Iterator[list[Group]]:
         """What one desk does in one go: neighbours of one task."""
-        size = UNIT if self.protocol.exclusive else 1
+        size = max(UNIT, len(todo) // (TURNS * self._places())) if self.protocol.exclusive else 1
         for _, group in itertools.groupby(todo, lambda g: items[g[0]][0].sha256):
             neighbours = list(group)
             for start in range(0, len(neighbours), size):
