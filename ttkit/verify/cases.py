@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from ttkit.verify.arena import place, tensors_of
 # than this much of them is looked through for changes.
 LARGE_BYTES = 256 << 20
 MANY_ZEROS = 0.25
+MEMCMP = ctypes.CDLL(None).memcmp
+MEMCMP.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
 # What is off by so many times what is allowed is not looked at again.
 NEAR = 32.0
 # How far plain numbers of an output may be off; a mean near zero has few digits that are sure.
@@ -166,6 +169,11 @@ def size_of(args: Any) -> int:
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two tensors hold the same values, NaN equal to NaN."""
+    if a.device.type == b.device.type == "cpu" and a.is_contiguous() and b.is_contiguous():
+        # A third of the time of torch.equal, for what is looked at in every turn.
+        alike = a.dtype == b.dtype and a.shape == b.shape
+        if alike and not MEMCMP(a.data_ptr(), b.data_ptr(), a.nbytes):
+            return True
     if torch.equal(a, b):
         return True
     if not a.is_floating_point():

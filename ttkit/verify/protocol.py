@@ -91,7 +91,7 @@ class Protocol:
 RIGOROUS = Protocol(
     name="rigorous",
     paired=True,
-    warmup=3,
+    warmup=2,
     variations=VARIATION_NAMES,
     compared=True,
     looks=(9, 14, 22, 36, 60, 100),
@@ -108,7 +108,6 @@ REWARD = replace(
     RIGOROUS,
     name="reward",
     variations=("declared", "other_shapes", "negated", "noncontiguous", "other_weights"),
-    warmup=2,
     looks=(7,),
     relaunches=0,
 )

@@ -366,11 +366,23 @@ class Referee:
         elif self.unseen:
             self.current = self.unseen.pop()
         else:
-            draws = [self.draws.inputs_alike() for _ in range(self.slots)]
-            self.current = list(map(self.draws.touched, draws))
-            if (len(self.deck) + 1) * self.slots * self.slot_bytes <= DECK_BYTES[self.kind]:
+            self.current = self._drawn()
+            if self._room_on_deck():
                 self.deck.append(self.current)
         return {}
+
+    def do_deal(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Draw the inputs of the first `pairs` pairs while nothing is timed."""
+        while self.fresh and len(self.deck) < message["pairs"] and self._room_on_deck():
+            self.deck.append(self._drawn())
+        return {}
+
+    def _drawn(self) -> list[Any]:
+        draws = [self.draws.inputs_alike() for _ in range(self.slots)]
+        return list(map(self.draws.touched, draws))
+
+    def _room_on_deck(self) -> bool:
+        return (len(self.deck) + 1) * self.slots * self.slot_bytes <= DECK_BYTES[self.kind]
 
     def do_vary(self, message: dict[str, Any]) -> dict[str, Any]:
         """Put varied inputs in the place of those that were drawn for a slot."""

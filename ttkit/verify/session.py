@@ -174,7 +174,8 @@ class Session:
         return delivered, finish
 
     def prepare(self, reference: Side) -> None:
-        """Give the reference's process the history of the candidate's. Raises InfraError.
+        """Give the reference's process the history of the candidate's, and have inputs drawn.
+        Raises InfraError.
 
         Where its heap has the same layout a pair compares code; after unequal histories one of two
         identical processes was the faster one by several percent for as long as they lived.
@@ -183,6 +184,9 @@ class Session:
             for number in self.cases_run:
                 self.between(reference)
                 self._run_case(reference, self._begin(number, reference, judged=number > 0))
+        if self.protocol.paired:
+            self.between(reference)
+            self.referee.ask("deal", pairs=self.protocol.warmup + self.protocol.looks[0])
 
     # Timing ----------------------------------------------------------------------------------
 
