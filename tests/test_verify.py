@@ -18,7 +18,6 @@ from ttkit.tasks import Task
 from ttkit.verify import PROTOCOLS, Limits, Verdict, Verifier
 from ttkit.verify.desk import Desk
 from ttkit.verify.session import Session
-from ttkit.verify.sides import Side
 
 CODE = """
 import torch
@@ -121,29 +120,6 @@ def test_a_narrow_winner_is_measured_again_in_fresh_processes(monkeypatch):
     assert fast.fast() and fast.checks.count("relaunched") == 2
     assert fast.n_pairs == len(fast.pairs) == 120
     assert slow.status == "correct" and "relaunched" not in slow.checks and slow.n_pairs == 40
-
-
-def test_the_sides_change_places_in_memory_with_every_launch(monkeypatch):
-    # Or what makes one place slower for as long as the referee lives would pass for a speedup.
-    narrow = dataclasses.replace(SURE, looks=(10,), relaunches=2, relaunch_below=1e9)
-    seen, load = [], Side.load
-
-    def loading(side, info, fds):
-        seen.append((side.trusted, tuple(os.fstat(fd).st_ino for fd in fds)))
-        load(side, info, fds)
-
-    monkeypatch.setattr(Side, "load", loading)
-    with Verifier(narrow, limits=LIMITS) as v:
-        fast = v.verify(SLOW, candidate_source(SLOW, SHORT))
-    assert fast.fast() and fast.checks.count("relaunched") == 2, fast.reason
-    launches = [dict(seen[i : i + 2]) for i in (0, 2, 4)]
-    ours, theirs = launches[0][False], launches[0][True]
-    assert not set(ours) & set(theirs)
-    assert launches == [
-        {False: ours, True: theirs},
-        {False: theirs, True: ours},
-        {False: ours, True: theirs},
-    ]
 
 
 def test_where_the_reference_keeps_its_process_both_sides_begin_side_by_side(monkeypatch):

@@ -138,9 +138,9 @@ def test_the_budget_stops_after_a_complete_look():
         now[0] += 1.0
         return 1.0 + 0.5 * (now[0] % 2), 1.2
 
-    protocol = dataclasses.replace(RIGOROUS, seconds=11.5)
+    protocol = dataclasses.replace(RIGOROUS, looks=(9, 14, 22), seconds=11.5)
     found, pairs = measure(trial, protocol, clock=lambda: now[0])
-    first, second = RIGOROUS.looks[:2]
+    first, second = protocol.looks[:2]
     assert found.n == first
     assert first < len(pairs) < second
 

@@ -218,11 +218,7 @@ class Desk:
         for number in range(protocol.relaunches):
             if not session.still_ahead():
                 return
-            # The memory that they share with the referee outlives them: no side keeps its place.
-            if referee.twin is None:
-                referee.swap()
-            else:
-                referee.ask("wipe")
+            referee.ask("wipe")
             with ExitStack() as stack:
                 candidate, twin = self._launch(source, task, referee, number, stack)
                 again = Session(referee, candidate, protocol, self.room.limits, self._give_way)

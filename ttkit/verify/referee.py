@@ -200,12 +200,6 @@ class Referee:
         self.weights_now = None
         return {}
 
-    def do_swap(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Each side has the memory of the other from here on, as if nobody had ever used it."""
-        self.shared = {trusted: self.shared[not trusted] for trusted in self.shared}
-        self.shared[True].wipe()
-        return self.do_wipe(message)
-
     # Correctness -----------------------------------------------------------------------------
 
     def do_check_begin(self, message: dict[str, Any]) -> dict[str, Any]:

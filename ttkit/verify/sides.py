@@ -62,11 +62,6 @@ class RefereeHandle:
         """One request. Raises InfraError when the referee or the reference failed."""
         return ask_referee(self.worker, {"op": op, **fields})[0]
 
-    def swap(self) -> None:
-        """Let the sides change places in memory (on CPU), once no process is left that sees it."""
-        self.ask("swap")
-        self.fds = {trusted: self.fds[not trusted] for trusted in self.fds}
-
 
 def ask_referee(worker: Worker, message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
     """One request to a referee; the answer and descriptors. Raises InfraError when it failed."""
