@@ -131,18 +131,31 @@ def test_the_same_interval_whichever_program_is_called_the_reference():
     assert (found.lo, found.hi) == (pytest.approx(1 / turned.hi), pytest.approx(1 / turned.lo))
 
 
-def test_the_budget_stops_after_a_complete_look():
+def test_the_budget_brings_the_next_look_early():
     now = [0.0]
 
     def trial():
         now[0] += 1.0
         return 1.0 + 0.5 * (now[0] % 2), 1.2
 
-    protocol = dataclasses.replace(RIGOROUS, looks=(9, 14, 22), seconds=11.5)
+    protocol = dataclasses.replace(RIGOROUS, seconds=11.5)
     found, pairs = measure(trial, protocol, clock=lambda: now[0])
-    first, second = protocol.looks[:2]
-    assert found.n == first
-    assert first < len(pairs) < second
+    first, second = RIGOROUS.looks[:2]
+    assert first < found.n == len(pairs) == 12 < second
+    share = spend(RIGOROUS.looks, RIGOROUS.alpha)[1]
+    assert found == interval([r / c for r, c in pairs], share, RIGOROUS.process_spread)
+    # The first look is reached however long it takes.
+    assert measure(trial, dataclasses.replace(RIGOROUS, seconds=0.0), lambda: now[0])[0].n == first
+
+
+def test_what_is_futile_is_given_up_between_two_looks():
+    """With the interval of the last look, at whose error rate it was found."""
+    ratios = [0.98, 1.02, 0.9, 1.1, 1.04, 0.97, 1.06, 0.95, 1.09, 1.0, 1.01, 0.99, 1.0, 1.0]
+    left = iter(ratios)
+    found, pairs = measure(lambda: (next(left), 1.0), RIGOROUS, clock=lambda: 0.0)
+    first, second = RIGOROUS.looks[:2]
+    assert found.n == first < len(pairs) < second
+    assert found.hi > RIGOROUS.futile
 
 
 def test_launches_that_differ_are_noise_like_any_other():

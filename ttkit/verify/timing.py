@@ -101,16 +101,21 @@ def launch_interval(speedups: Sequence[float], alpha: float) -> Interval:
     return Interval(math.exp(middle), math.exp(middle - half), math.exp(middle + half), n)
 
 
-def settled(ratios: Sequence[float], found: Interval, protocol: Protocol) -> bool:
-    """Whether more pairs than these, whose interval is `found`, would change nothing that matters.
+def settled(found: Interval, protocol: Protocol) -> bool:
+    """Whether the interval lies on one side of 1 and is narrow enough to be a figure."""
+    return (found.lo > 1 or found.hi < 1) and found.hi <= protocol.settled_width * found.lo
 
-    Either the interval lies on one side of 1 and is narrow enough to be a figure, or the candidate
-    is at best `protocol.futile` times as fast: "the same", for all that matters. To give up on a
-    candidate calls nothing faster, so that each look may do it at the whole error rate (a boundary
-    for futility that is not binding; Jennison and Turnbull, chapter 10).
+
+def futile(ratios: Sequence[float], found: Interval, protocol: Protocol) -> bool:
+    """Whether a candidate that the last look found neither faster nor slower (`found`) is at best
+    `protocol.futile` times as fast: "the same", for all that matters.
+
+    To give up on a candidate calls nothing faster, so that this may be asked after every pair, at
+    the whole error rate (a boundary for futility that is not binding; Jennison and Turnbull,
+    chapter 10). The interval stays that of the last look.
     """
     if found.lo > 1 or found.hi < 1:
-        return found.hi <= protocol.settled_width * found.lo
+        return False
     return interval(ratios, protocol.alpha, protocol.process_spread).hi < protocol.futile
 
 
@@ -119,20 +124,26 @@ def measure(
 ) -> tuple[Interval, list[tuple[float, float]]]:
     """Call `trial` (reference seconds, candidate seconds) until the rule stops.
 
-    The rule may stop at any look; it must stop when the budget `protocol.seconds` by `clock` is
-    spent, and then uses the pairs of the last complete look. The first look is always reached.
+    The rule may stop at any look, and after any pair once it is futile to go on; it must stop when
+    the budget `protocol.seconds` by `clock` is spent. The next look then comes early: how long
+    pairs take together does not depend on which of the two is called the reference. The first look
+    is always reached.
     """
     shares = spend(protocol.looks, protocol.alpha)
     start = clock()
     pairs: list[tuple[float, float]] = []
+    ratios: list[float] = []
     found = Interval(math.nan, math.nan, math.nan, 0)
     for look, share in zip(protocol.looks, shares, strict=True):
         while len(pairs) < look:
-            if found.n and clock() - start > protocol.seconds:
+            if found.n and futile(ratios, found, protocol):
                 return found, pairs
+            if found.n and clock() - start > protocol.seconds:
+                break
             pairs.append(trial())
-        ratios = [r / c for r, c in pairs]
-        found = interval(ratios, share, protocol.process_spread)
-        if settled(ratios, found, protocol):
+            ratios.append(pairs[-1][0] / pairs[-1][1])
+        if len(pairs) > found.n:
+            found = interval(ratios, share, protocol.process_spread)
+        if len(pairs) < look or settled(found, protocol):
             break
     return found, pairs
