@@ -202,14 +202,14 @@ class Desk:
     def _relaunch(self, source: str, task: Task, referee: RefereeHandle, session: Session) -> None:
         """Measure a narrow winner again, both sides in fresh processes, while these say so too.
 
-        Two processes that run the same code differ by a factor that lasts as long as they live: a
-        standard deviation of 5 % where a body allocates several temporaries of some megabytes, and
-        as much for a product of large matrices on an H100. No number of pairs averages that out;
-        other processes do. That the first launch was a winner is what selects it, and makes it the
-        luckiest of them: the test of `timing.launch_interval` allows for that with room to spare
-        (at a standard deviation of 5 %, 1.8 % of unchanged programs come through). To end as soon
-        as the others are not ahead takes 2.2 launches of an unchanged program instead of 3.2 to
-        3.9, and one winner in a hundred at most.
+        Two processes that run the same code may differ by a factor that lasts as long as they live:
+        a standard deviation of 5 % for a product of large matrices on an H100. No number of pairs
+        averages that out; other processes do. (On CPU it is less than 1 %, since every run's
+        memory lies elsewhere.) That the first launch was a winner is what selects it, and makes it
+        the luckiest of them: the test of `timing.launch_interval` allows for that with room to
+        spare (at a standard deviation of 5 %, 1.8 % of unchanged programs come through). To end as
+        soon as two or more others are not ahead takes 2.9 more launches of an unchanged program
+        instead of 4, and one winner in a hundred at most.
         """
         protocol = self.room.protocol
         narrow = 1 < session.record.get("speedup_lo", 0.0) <= protocol.relaunch_below

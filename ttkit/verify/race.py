@@ -46,7 +46,7 @@ SLOW_REFERENCE = 4.0
 WARM_MS = 3.0
 # Turns on varied inputs among the timed ones of a launch: more would take longer than they tell.
 VARIED_TURNS = 3
-PAD_BYTES, PAD_STEP = 4 << 20, 64
+PAD_BYTES, PAD_STEP = 64 << 20, 64
 
 Pairs = list[tuple[float, float]]
 

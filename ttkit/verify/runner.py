@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import linecache
+import mmap
 import os
 import random
 import sys
@@ -22,6 +23,8 @@ from ttkit.verify.arena import extent, flatten, tensors_of
 from ttkit.verify.structure import constant
 
 RELEASE_BYTES = 4 << 30
+# Less than what malloc takes from the system piece by piece (ttkit.verify.launcher).
+PAD_BLOCK = 16 << 20
 
 
 class OutputError(Exception):
@@ -84,7 +87,7 @@ class Runner:
         self.inputs: list[tuple[Any, ...]] = []
         self.outputs: list[Any] = []
         self.handed_out: set[StorageWeakRef] = set()  # see `reuses`
-        self.pad: torch.Tensor | None = None
+        self.pad: list[torch.Tensor] = []
         self.touched = 0
         # Taken before any candidate code could replace them.
         self._no_grad, self._synchronize = torch.no_grad, torch.cuda.synchronize
@@ -131,22 +134,28 @@ class Runner:
         if self.cuda:
             self._synchronize()
 
-    def forget(self, pad: int = 0) -> None:
-        """Drop the outputs, and shift where the next run's buffers will lie by `pad` bytes.
+    def forget(self) -> None:
+        """Drop the outputs, and give back what the run before was shifted by."""
+        self.outputs, self.pad = [], []
 
-        Where large buffers lie relative to each other (4 KiB aliasing, cache sets) makes a process
-        faster or slower by several percent for as long as it lives. A shift drawn for every run
-        turns that bias into noise, which more pairs average out (Curtsinger and Berger 2013,
-        Stabilizer).
+    def shift(self, pad: int) -> None:
+        """Shift where the next run's buffers will lie by `pad` bytes.
+
+        Which pages large buffers lie on (cache sets), and how they lie to each other (4 KiB
+        aliasing), makes a process faster or slower by several percent for as long as it lives. A
+        shift drawn for every run turns that bias into noise, which more pairs average out
+        (Curtsinger and Berger 2013, Stabilizer).
         """
-        self.outputs = []
-        self.pad = None
-        if pad and not self.cuda:
-            self.pad = torch.empty(pad, dtype=torch.uint8)
-            if pad > self.touched:
-                # Pages are met for the first time here and not in a timed run.
-                self.pad.fill_(0)
-                self.touched = pad
+        if self.cuda:
+            return
+        whole, rest = divmod(pad, PAD_BLOCK)
+        sizes = [PAD_BLOCK] * whole + [rest] * (rest > 0)
+        self.pad = [torch.empty(size, dtype=torch.uint8) for size in sizes]
+        if pad > self.touched:
+            # Pages are met for the first time here and not in a timed run.
+            for block in self.pad:
+                block[:: mmap.PAGESIZE] = 0
+            self.touched = pad
 
     def deliver(
         self, which: int, tree: Any, types_: list[str], targets: list[torch.Tensor]

@@ -230,9 +230,9 @@ class Session:
                 self._check(number, name=TOUCHED_WEIGHTS, fresh=True)
 
     def still_ahead(self) -> bool:
-        """Whether another launch is worth while: those after the first, which is there because it
-        was ahead, are ahead as well."""
-        return not self.launches[1:] or statistics.geometric_mean(self.launches[1:]) > 1
+        """Whether another launch is worth while: the two or more after the first, which is there
+        because it was ahead, are ahead as well."""
+        return len(self.launches) < 3 or statistics.geometric_mean(self.launches[1:]) > 1
 
     def take_in(self, other: Session) -> None:
         """Add what another launch of the same candidate found: the interval spans them all, until

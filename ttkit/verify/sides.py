@@ -270,7 +270,7 @@ class Side:
 
         The process is frozen while the `referee`, if the outputs are compared, covers the inputs
         before the delivery, and takes what was delivered: what is written later changes nothing.
-        `pad` shifts the buffers of the run after this one (worker.Runner.forget). With `keys` every
+        `pad` shifts the buffers of the run after this one (Runner.shift). With `keys` every
         slot is a run of its own, which begins by making its inputs readable; `which` has to be the
         last, and the seconds are the median without the first.
         """

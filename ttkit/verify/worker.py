@@ -188,8 +188,9 @@ class Candidate:
         if message["look"]:
             found |= {"aliases": self.runner.aliases(), "changes": self.before.changes()}
         layout = self.runner.layout() if message["look"] else None
-        self.runner.forget(message["pad"])
+        self.runner.forget()
         self._view_inputs()
+        self.runner.shift(message["pad"])
         if layout is not None:
             found["rebinds"] = layout != self.runner.layout()
         return found
