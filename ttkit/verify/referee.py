@@ -17,14 +17,14 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 
 from ttkit.verify import libraries, physics
-from ttkit.verify.arena import ALIGN, extent, flatten, place, spanned_bytes, tensors_of
+from ttkit.verify.arena import ALIGN, extent, place
 from ttkit.verify.casemaker import CaseMaker
 from ttkit.verify.cases import (
     LARGE_BYTES,
@@ -39,7 +39,8 @@ from ttkit.verify.correctness import surely_close
 from ttkit.verify.draws import Draws
 from ttkit.verify.reference import Reference
 from ttkit.verify.runner import Runner, give_back_memory, load_module, secret_seed, values_of
-from ttkit.verify.shared import PAGE, Shared, Taken, Weights, share
+from ttkit.verify.shared import Taken, Weights, share
+from ttkit.verify.stage import Stage
 from ttkit.verify.variations import TOUCHED, WEIGHT_CHANGES
 from ttkit.verify.worker import describe
 
@@ -60,24 +61,15 @@ NOTHING = Case("none", None, [], [])
 class Referee:
     """Answers the judge's requests about one task."""
 
-    turn: Shared  # that of the side whose turn it is
-    staged: list[tuple[Any, dict[str, Any]]]  # its inputs, and where they lie
-    filled: int  # bytes of its inputs that are in use
-
     def __init__(self, channel: Channel, spec: dict[str, Any]):
         self.channel = channel
         self.device: str = spec["device"]
         self.kind = "cpu" if self.device == "cpu" else "cuda"
         self.path = os.path.join(spec["directory"], "task.py")
-        # What the candidate was given and has to leave unchanged, and whether it did.
-        self.watched: list[tuple[Any, dict[str, Any]]] = []
-        self.mutated = False
         self.served = 0
         self.case: Case = NOTHING
         # The weights of the candidate, and in a race of both sides, if they are not the task's own.
         self.weights_now: dict[str, torch.Tensor] | None = None
-        # What each side delivered, as `do_take` found it, by whether it is trusted.
-        self.taken: dict[bool, list[Taken]] = {}
         self.current: list[Any] = []
         # Of the last timing's turns on varied inputs, what finds out whether they were right.
         self.varied: list[Callable[[], dict[str, Any]]] = []
@@ -146,16 +138,16 @@ class Referee:
         room = output_bytes + (output_bytes >> 2 if output_bytes <= LARGE_BYTES else 0) + 4096
         # Two calls that follow each other have inputs of their own (of large ones cut-down forms).
         slots = max(self.slots, 1 if input_bytes > LARGE_BYTES else 2)
-        self.shared = share(self.device, self._start(slots), room, weights)
+        shared = share(self.device, self._start(slots), room, weights)
+        self.stage = Stage(self.device, shared, message["flush_bytes"])
         # Fresh inputs for every pair where making them does not dwarf the pair itself, and where
         # they are not the same ones each time.
         self.fresh = make_ms <= 4 * reference_ms + 5.0 and not self.draws.repeats()
-        self.flush_buffer = self._flush_buffer(message["flush_bytes"])
         return {
             # On CUDA only the weights lie in files; the rest goes by its handle.
-            "fds": [fd for shared in self.shared.values() for fd in shared.fds],
-            "candidate": self.shared[False].describe(),
-            "twin": self.shared[True].describe(),
+            "fds": [fd for side in shared.values() for fd in side.fds],
+            "candidate": shared[False].describe(),
+            "twin": shared[True].describe(),
             "weights": weights.specs,
             "libraries": needed,
             "seed": seed,
@@ -163,7 +155,7 @@ class Referee:
             "reference_ms": reference_ms,
             "limit_ms": limit_ms,
             # How long the device takes for a fixed piece of work while nobody else is on it.
-            "quiet_seconds": statistics.median(self._flush() for _ in range(PROBES)),
+            "quiet_seconds": statistics.median(self.stage.flush() for _ in range(PROBES)),
             **self.habits,
         }
 
@@ -171,21 +163,6 @@ class Referee:
         # What the allocator holds back is missing where the next large tensor is of another size.
         if self.kind == "cuda":
             give_back_memory()
-
-    def _flush_buffer(self, size: int) -> torch.Tensor | None:
-        if size and self.kind == "cuda":
-            size = 2 * torch.cuda.get_device_properties(self.device).L2_cache_size
-        return torch.ones(size // 4, device=self.device) if size else None
-
-    def _flush(self) -> float:
-        """Displace the caches; seconds it took, on CUDA with the device idle before and after."""
-        if self.flush_buffer is None:
-            return 0.0
-        self._synchronize()
-        started = time.perf_counter()
-        self.flush_buffer.add_(1.0)
-        self._synchronize()
-        return time.perf_counter() - started
 
     def do_renew(self, message: dict[str, Any]) -> dict[str, Any]:
         """Before candidates are loaded: now and then a case is replaced."""
@@ -196,7 +173,7 @@ class Referee:
 
     def do_wipe(self, message: dict[str, Any]) -> dict[str, Any]:
         """Nothing that an earlier candidate had is left for the next."""
-        self.shared[False].wipe()
+        self.stage.sides[False].wipe()
         self.weights_now = None
         return {}
 
@@ -204,9 +181,9 @@ class Referee:
 
     def do_check_begin(self, message: dict[str, Any]) -> dict[str, Any]:
         """Put case `number` into the memory of one side and say where it lies."""
-        # The last ones are let go before others take memory.
-        self.case, self.current, self.watched = NOTHING, [], []
-        self.turn = self.shared[message["trusted"]]
+        self.case, self.current = NOTHING, []
+        self.stage.clear()
+        self.stage.begin(message["trusted"])
         name, kept = message["name"], message["weights"]
         if name in WEIGHT_CHANGES:
             unclear = self.reference.constant(message["unclear"])  # nothing else can be
@@ -223,22 +200,22 @@ class Referee:
         if case.skipped:
             return {"name": case.name, "skipped": case.skipped}
         self._release()
-        ends = (size_of(case.args), self.slot_bytes), (size_of(case.outputs), self.turn.output.size)
-        if any(needed > room for needed, room in ends):
+        places = self.slot_bytes, self.stage.turn.output.size
+        if size_of(case.args) > places[0] or size_of(case.outputs) > places[1]:
             return {"name": case.name, "skipped": "there is no room for more rows of large tensors"}
         inputs, size = [case.args], size_of(case.args)
-        if case.name == TOUCHED and self._start(0) + 2 * size <= self.turn.inputs.size:
+        if case.name == TOUCHED and self._start(0) + 2 * size <= self.stage.size:
             inputs.append(self.draws.touched(case.args))  # for a call after it
         # As far into the memory as the inputs of a timed call may lie.
         begin = self._start(secret_seed() % self.slots)
-        begin = min(begin, (self.turn.inputs.size - len(inputs) * size) // ALIGN * ALIGN)
-        sets = [self._describe_set(args, begin + i * size) for i, args in enumerate(inputs)]
-        self.filled = begin + len(inputs) * size
-        self._put(zip(inputs, sets, strict=True))
+        begin = min(begin, (self.stage.size - len(inputs) * size) // ALIGN * ALIGN)
+        sets = [self.stage.describe_inputs(args, begin + i * size) for i, args in enumerate(inputs)]
+        self.stage.filled = begin + len(inputs) * size
+        self.stage.put(zip(inputs, sets, strict=True))
         if case.weights is not None:
             self.weights_now = case.weights
-            self.shared[False].write_weights(case.weights)
-        self._poison()
+            self.stage.sides[False].write_weights(case.weights)
+        self.stage.poison(self.case)
         self._release()
         return {
             "name": case.name,
@@ -246,40 +223,23 @@ class Referee:
             "aliases": case.aliases,
             "reweigh": case.weights is not None,
             "sets": sets,
-            "output": self._describe_output(case),
+            "output": self.stage.describe_output(case),
         }
 
     def do_cover(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Between a run and its delivery: poison some of every page of the inputs.
-
-        Then an output that is a view of an input, or is yet to be computed from one, is wrong.
-        """
-        self._look_for_changes()
-        inputs = range(len(self.staged[0][1]["tensors"]))
-        aliased = {n for shared in self.case.aliases for n in shared if n in inputs}
-        if not aliased:
-            self.turn.cover_inputs(0, self.filled + -self.filled % PAGE)
-        else:  # but those that the reference's output may be a part of
-            for _, described in self.staged:
-                for number, spec in enumerate(described["tensors"]):
-                    if number not in aliased:
-                        self.turn.cover_inputs(spec["offset"], spanned_bytes(spec))
-        self._synchronize()
+        self.stage.cover(self.case)
         return {}
 
     def do_take(self, message: dict[str, Any]) -> dict[str, Any]:
-        """After a delivery, while nobody else runs: keep what was delivered."""
-        trusted = self.turn is self.shared[True]
-        self.taken[trusted] = [Taken(tensor) for tensor in self._delivered(trusted)]
-        self._synchronize()
+        self.stage.take(self.case)
         return {}
 
     def do_check_end(self, message: dict[str, Any]) -> dict[str, Any]:
         """Compare what was delivered with the case."""
-        self._look_for_changes()
-        delivered = [taken.tensor for taken in self.taken.pop(False)]
+        self.stage.look_for_changes()
+        delivered = [taken.tensor for taken in self.stage.taken.pop(False)]
         found = self._judge(self.case, delivered, message["values"])
-        return {**found, "mutated": self.mutated}
+        return {**found, "mutated": self.stage.mutated}
 
     def _judge(self, case: Case, delivered: list[torch.Tensor], values: Any) -> dict[str, Any]:
         """Compare with a case; what just fails, once more after another look at the reference."""
@@ -292,47 +252,13 @@ class Referee:
 
     def do_own_weights(self, message: dict[str, Any]) -> dict[str, Any]:
         """The weights in the shared memory are the task's own again."""
-        for shared in self.shared.values():
-            shared.write_weights()
+        self.stage.write_weights()
         self.weights_now = None
         return {}
-
-    def _delivered(self, trusted: bool) -> list[torch.Tensor]:
-        output = self.shared[trusted].output
-        return [output.view(spec) for spec in _placed_outputs(self.case)[0]]
-
-    # Shared memory ---------------------------------------------------------------------------
 
     def _start(self, slot: int) -> int:
         """Where a slot begins. Not at 0, where torch.compile takes a tensor for another kind."""
         return ALIGN + slot * self.slot_bytes
-
-    def _describe_set(self, args: Any, start: int) -> dict[str, Any]:
-        tensors: list[torch.Tensor] = []
-        tree = flatten(list(args), tensors)
-        specs, end = place(tensors, start)
-        if end > self.shared[False].inputs.size:
-            raise RuntimeError("the inputs grew beyond the room made for them")
-        return {"tree": tree, "tensors": specs}
-
-    def _put(self, staged: Iterable[tuple[Any, dict[str, Any]]]) -> None:
-        """Write the inputs of whose turn it is; a candidate has to leave them as they are."""
-        self.staged = list(staged)
-        for args, described in self.staged:
-            for tensor, spec in zip(tensors_of(args), described["tensors"], strict=True):
-                self.turn.inputs.view(spec).copy_(tensor)
-        self.watched = self.staged
-
-    def _describe_output(self, case: Case) -> dict[str, Any]:
-        return {"tree": case.tree, "types": list(case.types), "tensors": _placed_outputs(case)[0]}
-
-    def _poison(self) -> None:
-        self.turn.poison_output(_placed_outputs(self.case)[1])
-        self._synchronize()
-
-    def _synchronize(self) -> None:
-        if self.kind == "cuda":
-            torch.cuda.synchronize()
 
     # Timing ----------------------------------------------------------------------------------
 
@@ -343,18 +269,18 @@ class Referee:
         self.unseen = random.SystemRandom().sample(self.deck, len(self.deck))
         self.do_draw(message)
         starts = map(self._start, range(self.slots))
-        self.sets = list(map(self._describe_set, self.current, starts))
-        self.filled = self.shared[False].inputs.size
-        self.watched, self.mutated = [], False
+        self.sets = list(map(self.stage.describe_inputs, self.current, starts))
+        self.stage.filled, self.stage.mutated = self.stage.size, False
         self._release()
-        return {"sets": self.sets, "output": self._describe_output(self.case)}
+        return {"sets": self.sets, "output": self.stage.describe_output(self.case)}
 
     def do_draw(self, message: dict[str, Any]) -> dict[str, Any]:
         """Inputs for the next pair, a set a slot, kept here to be written when a side's turn comes.
 
         Tasks with random shapes keep the shapes of the first draw: a pair needs equal work.
         """
-        self.current, self.watched = [], []
+        self.current = []
+        self.stage.clear()
         if not self.fresh:
             self.current = list(map(self.draws.touched, self.draws.pooled_inputs(self.slots)))
         elif self.unseen:
@@ -390,7 +316,7 @@ class Referee:
     def do_varied(self, message: dict[str, Any]) -> dict[str, Any]:
         """Keep what the candidate delivered from varied inputs, to be judged when nothing is timed;
         at once where it is too large to be kept."""
-        taken, args = self.taken.pop(False), self.current[message["slot"]]
+        taken, args = self.stage.taken.pop(False), self.current[message["slot"]]
         found = partial(self._judge_varied, message, args, self.weights_now, taken)
         if not all(t.whole for t in taken):
             found = partial(dict, found())
@@ -421,8 +347,7 @@ class Referee:
         self.weights_now = self.cases.reweighed(message["weights"])
         if self.weights_now is None:
             return {"reweighed": False}
-        for shared in self.shared.values():
-            shared.write_weights(self.weights_now)
+        self.stage.write_weights(self.weights_now)
         return {"reweighed": True}
 
     def do_stage(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -430,35 +355,19 @@ class Referee:
         flushed. Slots that it is not to use hold nothing but poison. With keys, what a slot holds
         cannot be read without its own."""
         slots, keys = message["slots"], message["keys"]
-        self.turn = self.shared[message["trusted"]]
+        self.stage.begin(message["trusted"])
         if len(slots) < self.slots:
-            self.turn.inputs.base.fill_(255)
-        self._put((self.current[slot], self.sets[slot]) for slot in slots)
+            self.stage.turn.inputs.base.fill_(255)
+        self.stage.put((self.current[slot], self.sets[slot]) for slot in slots)
         for slot, key in zip(slots, keys, strict=bool(keys)):
-            self.turn.inputs.scramble(self.sets[slot]["tensors"], key)
-        self._poison()
-        return {"seconds": self._flush()}
-
-    def _look_for_changes(self) -> None:
-        """Note whether the candidate, if it was the one to run, left its inputs as they were.
-
-        Both sides are looked at: what is read again lies in nearer caches, which made one of two
-        equal programs the faster by 2 % of a call of a millisecond.
-        """
-        if self.watched:
-            held = all(
-                self.turn.holds(tensor, spec)
-                for args, described in self.watched
-                for tensor, spec in zip(tensors_of(args), described["tensors"], strict=True)
-            )
-            if self.turn is self.shared[False]:
-                self.mutated = not held
-        self.watched = []
+            self.stage.turn.inputs.scramble(self.sets[slot]["tensors"], key)
+        self.stage.poison(self.case)
+        return {"seconds": self.stage.flush()}
 
     def do_recheck(self, message: dict[str, Any]) -> dict[str, Any]:
         """Compare what the two sides delivered in the timed runs of one pair."""
-        mutated, self.mutated = self.mutated, False
-        ours, theirs = ([t.tensor for t in self.taken[trusted]] for trusted in (True, False))
+        mutated, self.stage.mutated = self.stage.mutated, False
+        ours, theirs = ([t.tensor for t in self.stage.taken[trusted]] for trusted in (True, False))
         case: Case = NativeCase(self.case, ours, self.errors)
         if same_values(message["values"], message["expected"]) and all(
             surely_close(y, reference, error)
@@ -479,7 +388,7 @@ class Referee:
         Only strides of a dense tensor count: the candidate names them itself, and could make any
         delivery look long.
         """
-        targets = self._delivered(trusted=True)
+        targets = self.stage.delivered(self.case, trusted=True)
         strides = [[max(step, 0) for step in steps] for steps in message["strides"]]
         for target, stride in zip(targets, strides, strict=True):
             if extent(list(target.shape), stride) > target.numel():
@@ -492,18 +401,13 @@ class Referee:
                 ).zero_()
                 for target, stride in zip(targets, strides, strict=True)
             ]
-            self._flush()
+            self.stage.flush()
             started = time.perf_counter()
             for source, target in zip(sources, targets, strict=True):
                 target.copy_(source)
-            self._synchronize()
+            self.stage.synchronize()
             times.append(time.perf_counter() - started)
         return {"seconds": statistics.median(times)}
-
-
-def _placed_outputs(case: Case) -> tuple[list[dict[str, Any]], int]:
-    """Where the outputs of `case` lie when they are delivered, and where they end."""
-    return place([t.contiguous() for t in case.outputs], 0)
 
 
 def _time(runner: Runner) -> float:
