@@ -39,8 +39,9 @@ def scrubbed_environment(home: str, device: str) -> dict[str, str]:
         kept["CUDA_VISIBLE_DEVICES"] = ""
         # Small pieces that malloc keeps for itself, rather than join them with their neighbours,
         # split the memory of large tensors for good. Where the next ones then lie differs from
-        # process to process, and so does their speed, by up to a fifth.
-        tunables += ":glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
+        # process to process, and so does their speed, by up to a fifth. And many threads, each with
+        # memory of its own kept ready, would use up the address space.
+        tunables += ":glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0:glibc.malloc.arena_max=4"
     return kept | {
         "HOME": home,
         "TMPDIR": home,
