@@ -177,8 +177,8 @@ class Session:
         """Give the reference's process the history of the candidate's, and have inputs drawn.
         Raises InfraError.
 
-        Where its heap has the same layout a pair compares code; after unequal histories one of two
-        identical processes was the faster one by several percent for as long as they lived.
+        What a process has met before stays in its memory and in the caches: after unequal histories
+        one of two identical processes was the faster one by a percent for as long as they lived.
         """
         if not reference.shared:
             for number in self.cases_run:
