@@ -26,14 +26,7 @@ import torch
 from ttkit.verify import libraries, physics
 from ttkit.verify.arena import ALIGN, extent, place
 from ttkit.verify.casemaker import CaseMaker
-from ttkit.verify.cases import (
-    LARGE_BYTES,
-    Case,
-    NativeCase,
-    judge,
-    same_values,
-    size_of,
-)
+from ttkit.verify.cases import LARGE_BYTES, Case, NativeCase, judge, same_values, size_of
 from ttkit.verify.channel import BadMessage, Channel, ChannelClosed
 from ttkit.verify.correctness import surely_close
 from ttkit.verify.draws import Draws

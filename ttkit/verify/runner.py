@@ -23,7 +23,7 @@ from ttkit.verify.arena import extent, flatten, tensors_of
 from ttkit.verify.structure import constant
 
 RELEASE_BYTES = 4 << 30
-# Less than what malloc takes from the system piece by piece (ttkit.verify.launcher).
+# Below MALLOC_MMAP_THRESHOLD_ (ttkit.verify.launcher): a larger block would not lie in the heap.
 PAD_BLOCK = 16 << 20
 
 

@@ -39,17 +39,24 @@ def spend(looks: Sequence[int], alpha: float) -> list[float]:
 
 
 @functools.cache
+def _rank_sums(n: int) -> list[int]:
+    """How many subsets of the ranks 1..n have the sum 0, 1 and so on; made of those of one rank
+    less, since a rule that looks after every pair asks for each n in turn."""
+    if n == 0:
+        return [1]
+    fewer, none = _rank_sums(n - 1), [0] * n
+    # Whole numbers, so nothing is rounded.
+    return [without + with_n for without, with_n in zip(fewer + none, none + fewer, strict=True)]
+
+
+@functools.cache
 def signed_rank_quantile(n: int, alpha: float) -> int:
     """The largest k with P(W < k) <= alpha for the signed-rank statistic W of n values, or 0.
 
     The k-th smallest of their n (n + 1) / 2 Walsh averages is then a lower confidence bound for
     the centre of symmetry.
     """
-    # ways[w]: subsets of the ranks 1..n with sum w; whole numbers, so nothing is rounded.
-    ways = [1] + [0] * (n * (n + 1) // 2)
-    for rank in range(1, n + 1):
-        for w in range(rank * (rank + 1) // 2, rank - 1, -1):
-            ways[w] += ways[w - rank]
+    ways = _rank_sums(n)
     total = 0
     for k, count in enumerate(ways):
         total += count

@@ -189,7 +189,7 @@ class Candidate:
             found |= {"aliases": self.runner.aliases(), "changes": self.before.changes()}
         layout = self.runner.layout() if message["look"] else None
         self.runner.forget()
-        self._view_inputs()
+        self._view_inputs()  # first: what it allocates would lie above the shift, and pin it
         self.runner.shift(message["pad"])
         if layout is not None:
             found["rebinds"] = layout != self.runner.layout()
