@@ -200,34 +200,34 @@ class Desk:
         return replace(verdict, protocol=room.protocol.name, device=room.device, seconds=seconds)
 
     def _relaunch(self, source: str, task: Task, referee: RefereeHandle, session: Session) -> None:
-        """Measure a narrow winner again, both sides in fresh processes, while these say so too.
+        """Measure a narrow winner, and what may be one, again, both sides in fresh processes, while
+        these are ahead, too.
 
         Two processes that run the same code may differ by a factor that lasts as long as they live:
         a standard deviation of 5 % for a product of large matrices on an H100. No number of pairs
         averages that out; other processes do. (On CPU it is less than 1 %, since every run's
-        memory lies elsewhere.) That the first launch was a winner is what selects it, and makes it
-        the luckiest of them: the test of `timing.launch_interval` allows for that with room to
-        spare (at a standard deviation of 5 %, 1.8 % of unchanged programs come through). To end as
-        soon as two or more others are not ahead takes 2.9 more launches of an unchanged program
-        instead of 4, and one winner in a hundred at most.
+        memory lies elsewhere.) An unchanged program is ahead in every second launch, whatever the
+        noise, and in all of them in one of 64 runs at most; when it is not, nothing has to be
+        launched any more. So what the first had no time to decide may be launched again as well: on
+        busy cores one launch often did not tell a program 1.1 times as fast from an unchanged one.
         """
         protocol = self.room.protocol
-        narrow = 1 < session.record.get("speedup_lo", 0.0) <= protocol.relaunch_below
-        if not (narrow and protocol.relaunches):
+        if not (protocol.relaunches and session.narrow()):
             return
         for number in range(protocol.relaunches):
-            if not session.still_ahead():
-                return
             referee.ask("wipe")
             with ExitStack() as stack:
                 candidate, twin = self._launch(source, task, referee, number, stack)
-                again = Session(referee, candidate, protocol, self.room.limits, self._give_way)
+                again = Session(
+                    referee, candidate, protocol.again, self.room.limits, self._give_way
+                )
                 candidate.thaw()
                 again.check_values(few=True)  # or it could tell that it is not the first
                 candidate.set_aside()
                 self._measure(again, twin)
             session.take_in(again)
-        session.conclude()
+            if session.concluded():
+                return
 
     def _launch(
         self, source: str, task: Task, referee: RefereeHandle, number: int, stack: ExitStack

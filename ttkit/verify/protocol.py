@@ -39,20 +39,25 @@ IN_PLACE = ("negated", "scaled", "large", "small", "tiny", "near_one", "shifted"
 # The kind of one more case once all has been timed: the weights are changed a little.
 TOUCHED_WEIGHTS = "touched_weights"
 
+AGAIN_LOOKS, AGAIN_PRECISE = 4, 1.04
+
 
 @dataclass(frozen=True)
 class Protocol:
     """The settings of one way to measure.
 
     `paired` protocols interleave reference and candidate in random order and add pairs at the
-    fixed `looks` until the answer is settled (ttkit.verify.timing). Unpaired ones are the paper's:
-    `trials` runs of the candidate, then as many of the reference, and the ratio of the means.
-    `settled_width` is the ratio of the interval's ends at which a figure is precise enough,
-    `futile` the speedup below which a candidate that may be faster is not pursued, and
-    `process_spread` what two processes that run the same code may differ by (both ends of the
-    interval are moved by that share). A candidate whose interval lies above 1, but not above
-    `relaunch_below`, is measured again in `relaunches` pairs of fresh processes, and its interval
-    is then that of the launches; once it is no longer ahead, the interval spans what they found.
+    fixed `looks` until the answer is settled, from many pairs on by the least times of `block` of
+    them (ttkit.verify.timing). Unpaired ones are the paper's: `trials` runs of the candidate, then
+    as many of the reference, and the ratio of the means.
+    `settled_width` is the ratio of the interval's ends at which a figure other than 1 is precise
+    enough, and `precise` that at which any is. `futile` is the speedup below which a candidate that
+    may be faster is not pursued, and `process_spread` what two processes that run the same code may
+    differ by (both ends of the interval are moved by that share).
+    A candidate whose interval lies above 1, but not above
+    `relaunch_below`, or spans 1 and is undecided, is measured again in `relaunches` pairs of fresh
+    processes, and its interval is then that of the launches; once one of them is not ahead, there
+    are no more, and the interval spans what they found.
     Correctness is looked at on an input set of each kind in `variations` (some of VARIATION_NAMES),
     or without any on `correctness_trials` draws as declared, and with `compared` on the outputs of
     every timed pair as well. `seconds` is the time budget of one timing phase and `flush_bytes`
@@ -67,11 +72,13 @@ class Protocol:
     variations: tuple[str, ...] = ()
     compared: bool = False
     looks: tuple[int, ...] = ()
+    block: int = 1
     alpha: float = 0.025
     process_spread: float = 0.0
     relaunches: int = 0
     relaunch_below: float = 1.25
     settled_width: float = 1.0
+    precise: float = 1.0
     futile: float = 1.0
     seconds: float = 2.0
     trials: int = 0
@@ -82,6 +89,15 @@ class Protocol:
     def cases(self) -> tuple[str, ...]:
         """The kinds of the input sets that correctness is judged on, one after another."""
         return self.variations or ("declared",) * self.correctness_trials
+
+    @property
+    def again(self) -> Protocol:
+        """For another launch of a candidate, of which only counts on which side of 1 its figure is.
+
+        It ends by no rule that treats the two sides differently: an unchanged program has to be
+        ahead in half of the launches, and a faster one not to be given up in a bad moment.
+        """
+        return replace(self, looks=self.looks[:AGAIN_LOOKS], futile=0.0, precise=AGAIN_PRECISE)
 
     def fingerprint(self) -> str:
         """A hash of all settings: verdicts of different settings never share a cache entry."""
@@ -95,12 +111,13 @@ RIGOROUS = Protocol(
     variations=VARIATION_NAMES,
     compared=True,
     looks=(9, 14, 22, 36, 60, 100),
+    block=3,
     settled_width=1.4,
     futile=1.07,
     seconds=2.0,
     flush_bytes=4 << 20,
     process_spread=0.01,
-    relaunches=4,
+    relaunches=5,  # 1 in 2 ** 6 is less than alpha
 )
 # For rewards in training, in a third of the time: the variations that programs fail most often on,
 # and one look. Its interval has the same error rate, and is wider.

@@ -290,7 +290,7 @@ class Race:
                 text = f"it saves {saved * 1e3:.3g} ms in the timed call but takes at least "
                 text += f"{low * 1e3:.3g} ms more {where}"
                 raise Outcome("rejected", text, "deferred_work")
-            self._judge_by([r / (c + middle) for r, c in pairs])
+            self._judge_by([(r, c + middle) for r, c in pairs])
 
     def _expanded(self, side: Side) -> bool:
         """Whether it returned something smaller than it looks: an element that stands for many."""
@@ -347,7 +347,7 @@ class Race:
             )
         if high < BATCHED_SHARE * saved:
             pairs = rows
-            self._judge_by([r / c for r, c in rows])
+            self._judge_by(rows)
         ours, theirs = self.candidate.deliveries, self.reference.deliveries
         late = [m - o for m, o in zip(ours, theirs, strict=True)]
         middle, low, _ = timing.centre(late, DEFERRED_ALPHA)
@@ -361,12 +361,12 @@ class Race:
                 "more when an output is fetched",
                 "deferred_work",
             )
-        self._judge_by([r / (c + middle) for r, c in pairs])
+        self._judge_by([(r, c + middle) for r, c in pairs])
 
-    def _judge_by(self, ratios: list[float]) -> None:
-        """The speedup is what `ratios` show, at the error rate of one look, if that is less."""
+    def _judge_by(self, pairs: Pairs) -> None:
+        """The speedup is what `pairs` show, at the error rate of one look, if that is less."""
         share = timing.spend(self.protocol.looks, self.protocol.alpha)[0]
-        found = timing.interval(ratios, share, self.protocol.process_spread)
+        found = timing.interval(pairs, share, self.protocol)
         low = min(found.lo, self.record["speedup_lo"])
         self.record.update(speedup=found.speedup, speedup_lo=low, speedup_hi=found.hi)
 

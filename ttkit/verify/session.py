@@ -229,31 +229,39 @@ class Session:
                 self.between(self.candidate)
                 self._check(number, name=TOUCHED_WEIGHTS, fresh=True)
 
-    def still_ahead(self) -> bool:
-        """Whether another launch is worth while: the two or more after the first, which is there
-        because it was ahead, are ahead as well."""
-        return len(self.launches) < 3 or statistics.geometric_mean(self.launches[1:]) > 1
+    def narrow(self) -> bool:
+        """Whether other launches have to say if it is faster: so this one found, but not by much,
+        or it could not tell 1 from a speedup that is nearer to `futile`."""
+        speedup, low = self.record["speedup"], self.record["speedup_lo"]
+        undecided = low <= 1 and speedup > (1 + self.protocol.futile) / 2
+        return undecided or 1 < low <= self.protocol.relaunch_below
 
     def take_in(self, other: Session) -> None:
         """Add what another launch of the same candidate found: the interval spans them all, until
-        `conclude`."""
+        it is that of the launches (`concluded`)."""
         self.launches.append(other.record["speedup"])
         pairs = (*self.record["pairs"], *other.record["pairs"])
         self.record.update(
             pairs=pairs,
             reference_ms=statistics.median(r for r, _ in pairs),
             candidate_ms=statistics.median(c for _, c in pairs),
-            speedup=statistics.geometric_mean(self.launches),
+            speedup=statistics.median(self.launches),
             speedup_lo=min(self.record["speedup_lo"], other.record["speedup_lo"]),
             speedup_hi=max(self.record["speedup_hi"], other.record["speedup_hi"]),
             n_pairs=self.record["n_pairs"] + other.record["n_pairs"],
         )
         self.checks.append("relaunched")
 
-    def conclude(self) -> None:
-        """After the last launch the interval is that of what the launches found one by one."""
-        found = timing.launch_interval(self.launches, self.protocol.alpha)
+    def concluded(self) -> bool:
+        """Whether no other launch is needed: the last was not ahead, and then it is not known to be
+        faster, or they are enough to say that it is."""
+        if self.launches[-1] <= 1:
+            return True
+        found = timing.launch_interval(self.launches, self.protocol)
+        if found is None or found.lo <= 1:
+            return False
         self.record.update(speedup=found.speedup, speedup_lo=found.lo, speedup_hi=found.hi)
+        return True
 
 
 def judge(result: dict[str, Any], check: str, may_mutate: bool, where: str) -> None:

@@ -6,6 +6,11 @@ programs that run in random order are exchangeable, so that the logarithm of the
 symmetric around zero whatever the noise: the error rate of calling one of them faster is exact. For
 noise near the normal distribution it needs two thirds of the pairs that the sign test needs.
 
+Once there are enough of them, pairs are taken `protocol.block` at a time, and the ratio is that of
+the least times of each side: symmetric for the same reason, and most of what others on the machine
+do, which can only add to a time, is gone with it (measured where two thirds of the runs were
+interrupted: half the width of the interval; where few were: the same width).
+
 At each of a fixed list of looks (numbers of pairs) the interval is computed at that look's share of
 the error rate. The shares add up to `alpha` on each side (Bonferroni), so the interval at whichever
 look the rule stops covers with at least 1 - 2 alpha, however the stopping was decided (repeated
@@ -21,6 +26,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ttkit.verify.protocol import Protocol
+
+FIRST_LAUNCHES = 3
 
 
 @dataclass(frozen=True)
@@ -80,40 +87,56 @@ def centre(values: Sequence[float], alpha: float) -> tuple[float, float, float]:
     return middle, averages[k - 1], averages[-k]
 
 
-def interval(ratios: Sequence[float], alpha: float, spread: float = 0.0) -> Interval:
-    """The speedup that `ratios` show and its interval at one-sided error rate `alpha`.
+def least(pairs: Sequence[tuple[float, float]], block: int) -> list[tuple[float, float]]:
+    """The least times of each side in every `block` pairs that follow each other."""
+    parts = [pairs[i : i + block] for i in range(0, len(pairs), block)]
+    return [(min(r for r, _ in part), min(c for _, c in part)) for part in parts]
 
-    `spread` widens both ends by that share: two processes that run the same code differ by a
-    constant factor (memory layout), which no number of pairs averages out.
+
+def interval(pairs: Sequence[tuple[float, float]], alpha: float, protocol: Protocol) -> Interval:
+    """The speedup that `pairs` show and its interval at one-sided error rate `alpha`.
+
+    As soon as there are as many blocks as pairs at the first look, they take the pairs' place.
+    `protocol.process_spread` widens both ends by that share: two processes that run the same code
+    differ by a constant factor (memory layout), which no number of pairs averages out.
     """
-    middle, low, high = centre([math.log(r) for r in ratios], alpha)
-    lo, hi = math.exp(low) / (1 + spread), math.exp(high) * (1 + spread)
-    return Interval(math.exp(middle), lo, hi, len(ratios))
+    enough = len(pairs) // protocol.block >= protocol.looks[0]
+    times = least(pairs, protocol.block if enough else 1)
+    middle, low, high = centre([math.log(r / c) for r, c in times], alpha)
+    spread = 1 + protocol.process_spread
+    return Interval(math.exp(middle), math.exp(low) / spread, math.exp(high) * spread, len(pairs))
 
 
-def launch_interval(speedups: Sequence[float], alpha: float) -> Interval:
-    """The speedup that the launches of a candidate show, one figure each, and its interval.
+def launch_interval(speedups: Sequence[float], protocol: Protocol) -> Interval | None:
+    """The speedup that the launches of a candidate show, one figure each, and its interval; None
+    where so many launches have none. `n` counts launches.
 
-    Student's t of their logarithms: what a process of its own adds to a launch, a factor that lasts
-    as long as it lives, varies between them like any other noise. `n` counts launches. Raises
-    ValueError for fewer than two.
+    What a process of its own adds to a launch, a factor that lasts as long as it lives, varies
+    between them like any other noise. Of all launches that there may be, the median lies below the
+    least, or above the largest, with a chance of 1 in 2 ** n (the sign test's interval, whatever
+    the noise). What that leaves of `alpha` is spent on Student's t of the logarithms of the first
+    three, which ends the matter where launches agree.
     """
-    from scipy.special import stdtrit  # takes longer to import than most verdicts need
-
-    if len(speedups) < 2:
-        raise ValueError("one launch says nothing of how far launches differ")
+    n, most = len(speedups), protocol.relaunches + 1
+    if n == most:
+        return Interval(statistics.median(speedups), min(speedups), max(speedups), n)
+    if n != FIRST_LAUNCHES:
+        return None
     logs = [math.log(s) for s in speedups]
-    middle, n = statistics.fmean(logs), len(logs)
-    half = float(stdtrit(n - 1, 1 - alpha)) * statistics.stdev(logs) / math.sqrt(n)
+    p = 1 - protocol.alpha + 0.5**most
+    t = (2 * p - 1) / math.sqrt(2 * p * (1 - p))  # with two degrees of freedom
+    middle, half = statistics.fmean(logs), t * statistics.stdev(logs) / math.sqrt(n)
     return Interval(math.exp(middle), math.exp(middle - half), math.exp(middle + half), n)
 
 
 def settled(found: Interval, protocol: Protocol) -> bool:
-    """Whether the interval lies on one side of 1 and is narrow enough to be a figure."""
-    return (found.lo > 1 or found.hi < 1) and found.hi <= protocol.settled_width * found.lo
+    """Whether the interval lies on one side of 1 and is narrow enough to be a figure, or so narrow
+    that no more is to be learnt."""
+    enough = protocol.settled_width if found.lo > 1 or found.hi < 1 else protocol.precise
+    return found.hi <= enough * found.lo
 
 
-def futile(ratios: Sequence[float], found: Interval, protocol: Protocol) -> bool:
+def futile(pairs: Sequence[tuple[float, float]], found: Interval, protocol: Protocol) -> bool:
     """Whether a candidate that the last look found neither faster nor slower (`found`) is at best
     `protocol.futile` times as fast: "the same", for all that matters.
 
@@ -123,7 +146,7 @@ def futile(ratios: Sequence[float], found: Interval, protocol: Protocol) -> bool
     """
     if found.lo > 1 or found.hi < 1:
         return False
-    return interval(ratios, protocol.alpha, protocol.process_spread).hi < protocol.futile
+    return interval(pairs, protocol.alpha, protocol).hi < protocol.futile
 
 
 def measure(
@@ -139,18 +162,16 @@ def measure(
     shares = spend(protocol.looks, protocol.alpha)
     start = clock()
     pairs: list[tuple[float, float]] = []
-    ratios: list[float] = []
     found = Interval(math.nan, math.nan, math.nan, 0)
     for look, share in zip(protocol.looks, shares, strict=True):
         while len(pairs) < look:
-            if found.n and futile(ratios, found, protocol):
+            if found.n and futile(pairs, found, protocol):
                 return found, pairs
             if found.n and clock() - start > protocol.seconds:
                 break
             pairs.append(trial())
-            ratios.append(pairs[-1][0] / pairs[-1][1])
         if len(pairs) > found.n:
-            found = interval(ratios, share, protocol.process_spread)
+            found = interval(pairs, share, protocol)
         if len(pairs) < look or settled(found, protocol):
             break
     return found, pairs
