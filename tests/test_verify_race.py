@@ -56,7 +56,7 @@ def race(
         (reference * (1 + 0.01 * noise.random()), candidate * (1 + 0.01 * noise.random()))
         for _ in range(N)
     ]
-    found = timing.interval([r / c for r, c in pairs], 0.004, RIGOROUS.process_spread)
+    found = timing.interval(pairs, 0.004, RIGOROUS)
     made.shapes = [[64, 64]] if strides else []
     made.record.update(
         speedup=found.speedup, speedup_lo=found.lo, speedup_hi=found.hi, reference_ms=1.1
@@ -77,14 +77,31 @@ def test_a_call_that_takes_long_is_warmed_up_by_one(milliseconds, expected):
     made.referee.info["reference_ms"] = milliseconds
     called = []
     made._pair = lambda: called.append("pair") or (1.0, 1.0)
+    made._measure_null = lambda: called.append("null")
 
     def counting():
         raise InfraError("warm")
 
-    made._measure_null = counting
+    made.candidate.start_counting = counting
     with pytest.raises(InfraError, match="warm"):
         made._paired()
-    assert len(called) == expected
+    # The round trip is measured on one side, which must not be the warmer for the first pair.
+    assert called == ["pair", "null", "pair"][: expected + 1]
+
+
+def test_a_turn_that_does_not_count_is_a_turn_of_both_sides():
+    made, _ = race([0.0] * N)
+    turns, uncounted, asked = [], [], []
+    for side in (made.candidate, made.reference):
+        side.uncount = lambda side=side: uncounted.append(side)
+    made._turn = lambda side, slots, which: turns.append(side)
+    made._values = {False: "ours"}
+    made.referee.ask = lambda op, **fields: asked.append(op) or {"varied": True}
+    for _ in range(20):
+        made._vary("negated")
+    assert turns == uncounted and asked == ["vary", "varied"] * 20
+    assert turns.count(made.candidate) == turns.count(made.reference) == 20
+    assert 0 < sum(first is made.candidate for first in turns[::2]) < 20
 
 
 def test_all_that_varies_comes_among_the_pairs_that_are_surely_run():
