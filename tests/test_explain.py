@@ -32,6 +32,7 @@ CORRECT = Verdict(
         "load_average": 9.5,
         "cores": 2,
         "busy": True,
+        "stolen_seconds": 0.31,
         "gpu_state": "0x0000000000000004, 1980 MHz, 41",
         "gpu_processes": 3,
     },
@@ -59,7 +60,10 @@ def test_every_fact_of_a_correct_candidate_has_a_line():
         "  a_new_check           a new check",
     ):
         assert line in lines
-    shared = "load average 9.5 on 2 cores (busy); 3 processes on the GPU; its throttling, clock"
+    shared = (
+        "load average 9.5 on 2 cores (busy); 0.31 s taken by the host of this virtual machine; "
+        "3 processes on the GPU; its throttling, clock"
+    )
     assert shared in re.sub(r"\s+", " ", explain(CORRECT))
 
 

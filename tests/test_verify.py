@@ -80,7 +80,7 @@ def test_a_right_candidate_is_correct_and_its_verdict_is_complete(verifier):
     assert verdict.max_error == verdict.reference_error < 1e-4
     assert {"values_declared", "values_negated", "deferred_work"} <= set(verdict.checks)
     assert verdict.guards["parent_death_signal"] and verdict.guards["file_size_limit"]
-    assert "load_average" in verdict.contention
+    assert "load_average" in verdict.contention and verdict.contention["stolen_seconds"] >= 0
     assert Verdict.from_dict(verdict.to_dict()) == verdict
 
 

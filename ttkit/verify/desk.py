@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import re
 import shutil
@@ -28,6 +29,7 @@ from ttkit.verify.device import (
     contention_record,
     pinned,
     share_cores,
+    stolen_seconds,
 )
 from ttkit.verify.launcher import Launcher, Worker
 from ttkit.verify.limits import FIRST_UID, OUTPUT_NAME
@@ -148,7 +150,8 @@ class Desk:
         self, task: Task, referee: RefereeHandle, candidate: Candidate, started: float
     ) -> Verdict:
         session: Session | None = None
-        record: dict[str, Any] = {"contention": contention_record(self.room.device)}
+        contention, stolen = contention_record(self.room.device), stolen_seconds()
+        record: dict[str, Any] = {"contention": contention}
         try:
             with ExitStack() as stack:
                 if referee.twin is not None:
@@ -174,6 +177,8 @@ class Desk:
         if session is not None:
             record.update(session.record, checks=tuple(session.checks))
         record["guards"] = candidate.guards
+        if not math.isnan(taken := stolen_seconds() - stolen):
+            contention["stolen_seconds"] = round(taken, 2)
         return self._verdict(replace(verdict, **record), started)
 
     def _measure(self, session: Session, twin: Side) -> None:

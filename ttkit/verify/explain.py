@@ -73,7 +73,7 @@ DEMANDS = {
     "batched_calls": "no call does the work of later ones",
     "device_kept_busy": "the device is idle between its turns",
     "impossible_speed": "it is not faster than its inputs can be read",
-    "relaunched": "a narrow lead is measured again, in new processes",
+    "relaunched": "a (possible) narrow lead, again in new processes",
 }
 GUARDS = {
     "parent_death_signal": "ends with the verifier",
@@ -208,6 +208,8 @@ def _contention(record: Mapping[str, Any]) -> str:
         parts.append(
             f"load average {record['load_average']} on {record.get('cores')} cores ({state})"
         )
+    if record.get("stolen_seconds", 0) > 0:
+        parts.append(f"{record['stolen_seconds']} s taken by the host of this virtual machine")
     if "gpu_processes" in record:
         parts.append(f"{record['gpu_processes']} processes on the GPU")
     if record.get("gpu_state"):
