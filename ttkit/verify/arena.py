@@ -94,6 +94,12 @@ def place(tensors: list[torch.Tensor], start: int) -> tuple[list[dict[str, Any]]
     return specs, start
 
 
+def place_contiguous(tensors: list[torch.Tensor]) -> tuple[list[dict[str, Any]], int]:
+    """As `place` from byte 0, of contiguous tensors of the same shapes."""
+    like = [torch.empty(t.shape, dtype=t.dtype, device="meta") for t in tensors]
+    return place(like, 0)
+
+
 def flatten(value: Any, tensors: list[torch.Tensor]) -> Any:
     """A JSON tree of `value`; its tensors are appended to `tensors`.
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from ttkit.verify import libraries, physics
-from ttkit.verify.arena import ALIGN, extent, place
+from ttkit.verify.arena import ALIGN, extent, place_contiguous
 from ttkit.verify.casemaker import CaseMaker
 from ttkit.verify.cases import LARGE_BYTES, Case, NativeCase, judge, same_values, size_of
 from ttkit.verify.channel import BadMessage, Channel, ChannelClosed
@@ -116,7 +116,7 @@ class Referee:
         self.habits = self.cases.habits(case)
         args = case.args
         runner.inputs = []
-        input_bytes, output_bytes = size_of(args), place(case.outputs, 0)[1]
+        input_bytes, output_bytes = size_of(args), place_contiguous(case.outputs)[1]
         limit_ms = physics.limit_ms(self.draws, args, message["ceiling"])
         del case, args
         self._release()

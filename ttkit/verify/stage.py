@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ttkit.verify.arena import flatten, place, spanned_bytes, tensors_of
+from ttkit.verify.arena import flatten, place, place_contiguous, spanned_bytes, tensors_of
 from ttkit.verify.cases import Case
 from ttkit.verify.shared import PAGE, Shared, Taken
 
@@ -54,7 +54,7 @@ class Stage:
 
     def poison(self, case: Case) -> None:
         """Whoever delivers nothing delivers no values that another has left."""
-        self.turn.poison_output(_placed_outputs(case)[1])
+        self.turn.poison_output(place_contiguous(case.outputs)[1])
         self.synchronize()
 
     def flush(self) -> float:
@@ -109,7 +109,7 @@ class Stage:
     def delivered(self, case: Case, trusted: bool) -> list[torch.Tensor]:
         """The place of the outputs of `case` in the memory of one side."""
         output = self.sides[trusted].output
-        return [output.view(spec) for spec in _placed_outputs(case)[0]]
+        return [output.view(spec) for spec in place_contiguous(case.outputs)[0]]
 
     def write_weights(self, values: dict[str, torch.Tensor] | None = None) -> None:
         """The weights that the task's model was built with, or others, for both sides."""
@@ -127,14 +127,13 @@ class Stage:
 
     def describe_output(self, case: Case) -> dict[str, Any]:
         """What the output of `case` is like, and where it lies when it is delivered."""
-        return {"tree": case.tree, "types": list(case.types), "tensors": _placed_outputs(case)[0]}
+        return {
+            "tree": case.tree,
+            "types": list(case.types),
+            "tensors": place_contiguous(case.outputs)[0],
+        }
 
     def synchronize(self) -> None:
         """Wait for the device."""
         if self.cuda:
             torch.cuda.synchronize()
-
-
-def _placed_outputs(case: Case) -> tuple[list[dict[str, Any]], int]:
-    """Where the outputs of `case` lie when they are delivered, and where they end."""
-    return place([t.contiguous() for t in case.outputs], 0)
