@@ -218,6 +218,9 @@ def test_launches_that_differ_are_noise_like_any_other():
     # Three that are all are not the first three.
     three = dataclasses.replace(RIGOROUS, relaunches=2)
     assert launch_interval(speedups[:3], three) == Interval(1.08, 1.05, 1.12, 3)
+    # Where all of them need the whole error rate, nothing is left for the first.
+    four = dataclasses.replace(RIGOROUS, relaunches=3)
+    assert launch_interval(speedups[:3], four) is None
 
 
 def test_all_launches_say_enough():

@@ -47,17 +47,18 @@ class Protocol:
     """The settings of one way to measure.
 
     `paired` protocols interleave reference and candidate in random order and add pairs at the
-    fixed `looks` until the answer is settled, from many pairs on by the least times of `block` of
-    them (ttkit.verify.timing). Unpaired ones are the paper's: `trials` runs of the candidate, then
-    as many of the reference, and the ratio of the means.
+    fixed `looks` until the answer is settled; from many pairs on the least times of each `block` of
+    them count as well (ttkit.verify.timing). Unpaired ones are the paper's: `trials` runs of the
+    candidate, then as many of the reference, and the ratio of the means.
+
     `settled_width` is the ratio of the interval's ends at which a figure other than 1 is precise
     enough, and `precise` that at which any is. `futile` is the speedup below which a candidate that
     may be faster is not pursued, and `process_spread` what two processes that run the same code may
-    differ by (both ends of the interval are moved by that share).
-    A candidate whose interval lies above 1, but not above
-    `relaunch_below`, or spans 1 and is undecided, is measured again in `relaunches` pairs of fresh
-    processes, and its interval is then that of the launches; once one of them is not ahead, there
-    are no more, and the interval spans what they found.
+    differ by (both ends of the interval are moved by that share). A candidate whose interval lies
+    above 1, but not above `relaunch_below`, or spans 1 and is undecided, is measured again in up to
+    `relaunches` pairs of fresh processes, and its interval is then that of the launches; once one
+    of them is not ahead, there are no more, and the interval spans what they found.
+
     Correctness is looked at on an input set of each kind in `variations` (some of VARIATION_NAMES),
     or without any on `correctness_trials` draws as declared, and with `compared` on the outputs of
     every timed pair as well. `seconds` is the time budget of one timing phase and `flush_bytes`

@@ -128,10 +128,11 @@ def launch_interval(speedups: Sequence[float], protocol: Protocol) -> Interval |
     n, most = len(speedups), protocol.relaunches + 1
     if n == most:
         return Interval(statistics.median(speedups), min(speedups), max(speedups), n)
-    if n != FIRST_LAUNCHES:
+    left = protocol.alpha - 0.5**most
+    if n != FIRST_LAUNCHES or left <= 0:
         return None
     logs = [math.log(s) for s in speedups]
-    p = 1 - protocol.alpha + 0.5**most
+    p = 1 - left
     t = (2 * p - 1) / math.sqrt(2 * p * (1 - p))  # with two degrees of freedom
     middle, half = statistics.fmean(logs), t * statistics.stdev(logs) / math.sqrt(n)
     return Interval(math.exp(middle), math.exp(middle - half), math.exp(middle + half), n)
