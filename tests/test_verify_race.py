@@ -11,6 +11,7 @@ import pytest
 from ttkit.errors import InfraError
 from ttkit.verify import PROTOCOLS, timing
 from ttkit.verify.race import Race
+from ttkit.verify.session import Session
 from ttkit.verify.sides import Outcome
 
 RIGOROUS = PROTOCOLS["rigorous"]
@@ -87,6 +88,38 @@ def test_a_call_that_takes_long_is_warmed_up_by_one(milliseconds, expected):
         made._paired()
     # The round trip is measured on one side, which must not be the warmer for the first pair.
     assert called == ["pair", "null", "pair"][: expected + 1]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_before_they_are_timed_both_sides_run_the_last_cases_in_turns(shared):
+    session = object.__new__(Session)
+    session.protocol, session.cases_run = RIGOROUS, list(range(10))
+    ran, awake = [], set()
+    made = {}
+    for name in ("reference", "candidate"):
+        side = made[name] = types.SimpleNamespace(shared=shared and name == "reference")
+        side.thaw = lambda name=name: awake.add(name)
+        side.set_aside = lambda name=name: awake.discard(name)
+    session.candidate, reference = made["candidate"], made["reference"]
+    session.between = lambda *sides: None
+    session.referee = types.SimpleNamespace(ask=lambda op, **fields: {})
+    session._begin = lambda number, side, judged: number
+
+    def run(side, number):
+        name = "candidate" if side is session.candidate else "reference"
+        assert awake == {name}  # whoever is not running is frozen
+        ran.append((number, name))
+
+    session._run_case = run
+    awake.add("reference")
+    session.prepare(reference)
+    if shared:  # on CUDA its process is as old as the referee
+        assert not ran
+        return
+    alone, turns = ran[:-8], ran[-8:]
+    assert alone == [(number, "reference") for number in range(6)]
+    assert sorted(turns) == [(n, side) for n in range(6, 10) for side in ("candidate", "reference")]
+    assert [number for number, _ in turns] == [6, 6, 7, 7, 8, 8, 9, 9]
 
 
 def test_a_turn_that_does_not_count_is_a_turn_of_both_sides():
