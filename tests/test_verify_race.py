@@ -101,6 +101,7 @@ def test_before_they_are_timed_both_sides_run_the_last_cases_in_turns(shared):
         side.thaw = lambda name=name: awake.add(name)
         side.set_aside = lambda name=name: awake.discard(name)
     session.candidate, reference = made["candidate"], made["reference"]
+    mine = random.getstate()
     session.between = lambda *sides: None
     session.referee = types.SimpleNamespace(ask=lambda op, **fields: {})
     session._begin = lambda number, side, judged: number
@@ -113,6 +114,7 @@ def test_before_they_are_timed_both_sides_run_the_last_cases_in_turns(shared):
     session._run_case = run
     awake.add("reference")
     session.prepare(reference)
+    assert random.getstate() == mine  # whoever verifies has seeded it for work of their own
     if shared:  # on CUDA its process is as old as the referee
         assert not ran
         return

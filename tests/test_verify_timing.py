@@ -228,10 +228,10 @@ def test_all_launches_say_enough():
     assert protocols and all(0.5 ** (1 + p.relaunches) < p.alpha for p in protocols)
 
 
-def launched(speedup, lo=None, hi=None, protocol=RIGOROUS, pair=(1.0, 1.0)):
+def launched(speedup, lo=None, pair=(1.0, 1.0)):
     session = object.__new__(Session)
-    session.protocol, session.launches, session.checks = protocol, [speedup], []
-    ends = {"speedup_lo": lo or speedup - 0.05, "speedup_hi": hi or speedup + 0.1}
+    session.protocol, session.launches, session.checks = RIGOROUS, [speedup], []
+    ends = {"speedup_lo": lo or speedup - 0.05, "speedup_hi": speedup + 0.1}
     session.record = {"speedup": speedup, "n_pairs": 1, "pairs": (pair,), **ends}
     return session
 

@@ -213,8 +213,9 @@ class Desk:
         averages that out; other processes do. (On CPU it is less than 1 %, since every run's
         memory lies elsewhere.) An unchanged program is ahead in every second launch, whatever the
         noise, and in all of them in one of 64 runs at most; when it is not, nothing has to be
-        launched any more. So what the first had no time to decide may be launched again as well: on
-        busy cores one launch often did not tell a program 1.1 times as fast from an unchanged one.
+        launched any more (`timing.launch_interval`). So what the first had no time to decide may be
+        launched again as well: on busy cores one launch often did not tell a program 1.1 times as
+        fast from an unchanged one.
         """
         protocol = self.room.protocol
         if not (protocol.relaunches and session.narrow()):

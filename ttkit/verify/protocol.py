@@ -39,6 +39,7 @@ IN_PLACE = ("negated", "scaled", "large", "small", "tiny", "near_one", "shifted"
 # The kind of one more case once all has been timed: the weights are changed a little.
 TOUCHED_WEIGHTS = "touched_weights"
 
+# The look at which another launch ends at the latest, and how narrow an interval ends any.
 AGAIN_LOOKS, AGAIN_PRECISE = 4, 1.04
 
 

@@ -190,7 +190,7 @@ class Session:
                 self._run_case(reference, self._begin(number, reference, judged=number > 0))
             reference.set_aside()
             for number in self.cases_run[-LAST_CASES:]:
-                for side in random.sample([reference, self.candidate], 2):
+                for side in random.SystemRandom().sample([reference, self.candidate], 2):
                     side.thaw()
                     self.between(side)
                     self._run_case(side, self._begin(number, side, judged=number > 0))
