@@ -8,7 +8,7 @@ import pytest
 import torch
 from case_makers import Log, Softmax, answer, call_large, maker
 
-from ttkit.verify import correctness, draws, variations
+from ttkit.verify import correctness, draws, reference, variations
 from ttkit.verify.arena import Arena, place
 from ttkit.verify.cases import NativeCase, judge
 from ttkit.verify.runner import Runner, overlaps
@@ -346,3 +346,35 @@ def test_the_error_of_a_few_numbers_is_no_longer_chance_when_it_is_settled():
     assert 0 < case.own_errors[0] < 1e-6
     assert not judge(case, [case.outputs[0] * 1.1], [], [])["near"]
     assert judge(case, [case.outputs[0] * (1 + 2e-5)], [], [])["near"]
+
+
+class Apart(torch.nn.Module):
+    """What is left where two nearly equal numbers cancel, without an error of its own."""
+
+    def forward(self, x):
+        return 3 * (x[:, 0] - x[:, 1])
+
+
+def _nearly_equal(*shape):
+    return torch.randn(shape[0], 1) * (1 + 0.01 * torch.rand(shape))
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 1 << 30])
+def test_where_terms_cancel_other_orders_are_as_good_as_the_numbers_are_known(keep_bytes):
+    made = maker(Apart, (4096, 2), keep_bytes, draw=_nearly_equal)
+    made.first()
+    case = made.numbered(0, "declared")
+    x = case.args[0]
+    other = 3 * x[:, 0] - 3 * x[:, 1]
+    found = judge(case, [other], [], [])
+    assert found["near"] and not found["ok"]
+    made.reference.settle(case)
+    assert judge(case, [other], [], [])["ok"]
+    half = 3 * (x[:, 0] - x[:, 1].bfloat16().float())
+    assert not judge(case, [half], [], [])["ok"]
+
+
+def test_half_floats_are_known_exactly():
+    numbers = torch.randn(64, 64)
+    assert not torch.equal(reference._rounded(numbers), numbers)
+    assert torch.equal(reference._rounded(numbers.bfloat16()), numbers.bfloat16())

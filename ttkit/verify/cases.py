@@ -55,13 +55,18 @@ class Case:
 
     @functools.cached_property
     def own_errors(self) -> list[float]:
-        """The reference's own error for each output tensor; of integers the share that its float64
-        run has otherwise."""
+        """The reference's own error for each output tensor."""
+        return self.errors_of(self.outputs)
+
+    def errors_of(self, outputs: list[torch.Tensor]) -> list[float]:
+        """The error of each of `outputs`; of integers the share that the float64 run has
+        otherwise."""
+        exact = self.exact or self.outputs
         return [
             correctness.share_unlike(y, y64)
             if yardstick is None
             else yardstick.error(correctness.as_real(y))
-            for y, y64, yardstick in zip(self.outputs, self.exact, self.yardsticks, strict=True)
+            for y, y64, yardstick in zip(outputs, exact, self.yardsticks, strict=True)
         ]
 
     @property

@@ -53,10 +53,12 @@ class Reference:
         return case
 
     def settle(self, case: Case) -> None:
-        """Make its errors the most that several runs on nearly the same inputs show.
+        """Make its errors the most that several runs show.
 
         Where one number decides, by how much it is off is chance: of programs as good as the
-        reference one in sixteen is off by ten times as much. Not of large inputs.
+        reference one in sixteen is off by ten times as much. Some runs are of nearly the same
+        inputs; some of these very inputs, each number off by a rounding: where terms cancel, that
+        is what tells how exact any program can be. Not of large inputs.
         """
         if case.args is None or size_of(case.args) > LARGE_BYTES:
             return
@@ -64,6 +66,8 @@ class Reference:
         for _ in range(RUNS - 1):
             near = variations.vary(case.args, _jittered)
             errors.append(self._exact_case(case.name, near, case.weights).own_errors)
+            rounded = variations.vary(case.args, _rounded)
+            errors.append(case.errors_of(self.native(case.name, rounded, case.weights).outputs))
         found = zip(*errors, strict=True)
         case.own_errors = [max(filter(math.isfinite, e), default=math.nan) for e in found]
 
@@ -170,6 +174,14 @@ def _jittered(tensor: torch.Tensor) -> torch.Tensor:
     """Nearly the same numbers; zeros and equal ones stay."""
     noise = 1 + JITTER * torch.rand_like(tensor)
     return tensor * noise if structure.free(tensor) else tensor
+
+
+def _rounded(tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers, most of them off by a rounding, up or down, of what sums are kept in: half
+    floats stay."""
+    eps = min(torch.finfo(tensor.dtype).eps, torch.finfo(torch.float32).eps)
+    factors = torch.randint_like(tensor, -1, 2).mul_(eps).add_(1)
+    return tensor * factors if structure.free(tensor) else tensor
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:
