@@ -274,9 +274,7 @@ class Referee:
         """
         self.current = []
         self.stage.clear()
-        if not self.fresh:
-            self.current = list(map(self.draws.touched, self.draws.pooled_inputs(self.slots)))
-        elif self.unseen:
+        if self.unseen:
             self.current = self.unseen.pop()
         else:
             self.current = self._drawn()
@@ -286,12 +284,15 @@ class Referee:
 
     def do_deal(self, message: dict[str, Any]) -> dict[str, Any]:
         """Draw the inputs of the first `pairs` pairs while nothing is timed."""
-        while self.fresh and len(self.deck) < message["pairs"] and self._room_on_deck():
+        while len(self.deck) < message["pairs"] and self._room_on_deck():
             self.deck.append(self._drawn())
         return {}
 
     def _drawn(self) -> list[Any]:
-        draws = [self.draws.inputs_alike() for _ in range(self.slots)]
+        if self.fresh:
+            draws = [self.draws.inputs_alike() for _ in range(self.slots)]
+        else:
+            draws = self.draws.pooled_inputs(self.slots)
         return list(map(self.draws.touched, draws))
 
     def _room_on_deck(self) -> bool:
