@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import random
 
@@ -15,6 +16,7 @@ from ttkit.verify.session import Session
 from ttkit.verify.timing import (
     Interval,
     centre,
+    futile,
     interval,
     launch_interval,
     measure,
@@ -202,6 +204,18 @@ def test_what_is_futile_is_given_up_between_two_looks():
     first, second = RIGOROUS.looks[:2]
     assert found.n == first < len(pairs) < second
     assert found.hi > RIGOROUS.futile
+
+
+def test_where_pairs_disagree_nothing_is_futile():
+    # As measured while a program 1.1 times as fast, and its reference, were interrupted by turns.
+    ratios = [0.39, 0.85, 0.52, 0.82, 0.69, 0.91, 0.6, 0.82, 0.58, 0.88, 0.76, 1.03, 0.6, 0.7]
+    apart = list(zip(ratios, itertools.repeat(1.0)))
+    near = [(ratio**0.01 * 1.01, 1.0) for ratio in ratios]
+    open_still = Interval(1.0, 0.5, 1.2, RIGOROUS.looks[0])
+    wide = interval(apart, RIGOROUS.alpha, RIGOROUS)
+    assert wide.hi < RIGOROUS.futile and wide.hi > RIGOROUS.futile_width * wide.lo
+    assert not futile(apart, open_still, RIGOROUS)
+    assert futile(near, open_still, RIGOROUS)
 
 
 def test_launches_that_differ_are_noise_like_any_other():

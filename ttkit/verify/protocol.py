@@ -54,11 +54,12 @@ class Protocol:
 
     `settled_width` is the ratio of the interval's ends at which a figure other than 1 is precise
     enough, and `precise` that at which any is. `futile` is the speedup below which a candidate that
-    may be faster is not pursued, and `process_spread` what two processes that run the same code may
-    differ by (both ends of the interval are moved by that share). A candidate whose interval lies
-    above 1, but not above `relaunch_below`, or spans 1 and is undecided, is measured again in up to
-    `relaunches` pairs of fresh processes, and its interval is then that of the launches; once one
-    of them is not ahead, there are no more, and the interval spans what they found.
+    may be faster is not pursued, if the interval is no wider than `futile_width`, and
+    `process_spread` what two processes that run the same code may differ by (both ends of the
+    interval are moved by that share). A candidate whose interval lies above 1, but not above
+    `relaunch_below`, or spans 1 and is undecided, is measured again in up to `relaunches` pairs of
+    fresh processes, and its interval is then that of the launches; once one of them is not ahead,
+    there are no more, and the interval spans what they found.
 
     Correctness is looked at on an input set of each kind in `variations` (some of VARIATION_NAMES),
     or without any on `correctness_trials` draws as declared, and with `compared` on the outputs of
@@ -82,6 +83,7 @@ class Protocol:
     settled_width: float = 1.0
     precise: float = 1.0
     futile: float = 1.0
+    futile_width: float = 1.0
     seconds: float = 2.0
     trials: int = 0
     flush_bytes: int = 0
@@ -116,6 +118,7 @@ RIGOROUS = Protocol(
     block=3,
     settled_width=1.4,
     futile=1.07,
+    futile_width=1.2,
     seconds=2.0,
     flush_bytes=4 << 20,
     process_spread=0.01,
