@@ -48,9 +48,9 @@ class Protocol:
     """The settings of one way to measure.
 
     `paired` protocols interleave reference and candidate in random order and add pairs at the
-    fixed `looks` until the answer is settled; from many pairs on the least times of each `block` of
-    them count as well (ttkit.verify.timing). Unpaired ones are the paper's: `trials` runs of the
-    candidate, then as many of the reference, and the ratio of the means.
+    fixed `looks` until the answer is settled; their times are ranked `block` pairs at a time
+    (ttkit.verify.ranks). Unpaired ones are the paper's: `trials` runs of the candidate, then as
+    many of the reference, and the ratio of the means.
 
     `settled_width` is the ratio of the interval's ends at which a figure other than 1 is precise
     enough, and `precise` that at which any is. `futile` is the speedup below which a candidate that
@@ -75,7 +75,7 @@ class Protocol:
     variations: tuple[str, ...] = ()
     compared: bool = False
     looks: tuple[int, ...] = ()
-    block: int = 1
+    block: int = 6
     alpha: float = 0.025
     process_spread: float = 0.0
     relaunches: int = 0
@@ -115,7 +115,6 @@ RIGOROUS = Protocol(
     variations=VARIATION_NAMES,
     compared=True,
     looks=(9, 14, 22, 36, 60, 100),
-    block=3,
     settled_width=1.4,
     futile=1.07,
     futile_width=1.2,

@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any
 
 from ttkit.errors import InfraError
-from ttkit.verify import timing
+from ttkit.verify import ranks, timing
 from ttkit.verify.protocol import Protocol
 from ttkit.verify.sides import REFEREE_SECONDS, REUSED, Outcome, RefereeHandle, Side
 
@@ -290,7 +290,7 @@ class Race:
             conversion = converted and (mine is ours.late_cpu or mine is ours.deliveries)
             per = 1 if conversion or mine is ours.deliveries else len(self.slots)
             extra = [(m - o) / per for m, o in zip(mine, other, strict=True)]
-            middle, low, _ = timing.centre(extra, DEFERRED_ALPHA / DEFERRED_PLACES)
+            middle, low, _ = ranks.centre(extra, DEFERRED_ALPHA / DEFERRED_PLACES)
             # Noise must not be charged. (nan: the system told nothing.)
             if not (middle > 0 if conversion else low > 0):
                 continue
@@ -344,7 +344,7 @@ class Race:
         self.candidate.start_counting()
         self.reference.start_counting()
         rows = [self._pair(one_by_one=True) for _ in range(BATCHED_PAIRS)]
-        _, _, high = timing.centre([r - c for r, c in rows], DEFERRED_ALPHA)
+        _, _, high = ranks.centre([r - c for r, c in rows], DEFERRED_ALPHA)
         launching = LAUNCHING["cpu" if self.candidate.device == "cpu" else "cuda"]
         honest = max(launching, self._fifth())
         if high < min(BATCHED_SHARE * saved, saved - honest):
@@ -359,7 +359,7 @@ class Race:
             self._judge_by(rows)
         ours, theirs = self.candidate.deliveries, self.reference.deliveries
         late = [m - o for m, o in zip(ours, theirs, strict=True)]
-        middle, low, _ = timing.centre(late, DEFERRED_ALPHA)
+        middle, low, _ = ranks.centre(late, DEFERRED_ALPHA)
         surely = low - self._conversion(theirs)
         if surely < BATCHED_SHARE * saved:
             return
