@@ -5,7 +5,7 @@ depends (a non-zero derivative, found by one backward pass of the float64 refere
 elements with derivative zero are left out, which only lowers the bound). The reference's own FLOPs
 and temporaries do not count, since a better algorithm may need far fewer: A @ (B @ v) reads what
 (A @ B) @ v reads and computes a fraction. Outputs do not count either: a broadcast result may be
-returned as a view of a few bytes.
+returned as a view of a few bytes, and one that is a view of an input is made without reading any.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ttkit.verify.arena import tensors_of
 from ttkit.verify.cases import size_of
 from ttkit.verify.draws import Draws
 from ttkit.verify.reference import Reference
+from ttkit.verify.runner import aliases
 
 SAFETY = 2.0
 
@@ -69,7 +70,9 @@ def needed_bytes(reference: Reference, args: Any) -> int:
     """Bytes of the inputs that the output of the float64 reference depends on, at least."""
     sizes = [t.element_size() for t in tensors_of(args) if t.is_floating_point()]
     try:
-        leaves, outputs = reference.differentiable(args)
+        leaves, found = reference.differentiable(args)
+        views = aliases(leaves, found)
+        outputs = [t for t, shares in zip(found, views, strict=True) if not shares]
         if not outputs or not leaves:
             return 0
         # Random weights, so that derivatives of different outputs do not cancel.
