@@ -54,10 +54,10 @@ def simulate(noise, true_ratio, runs, seed, protocol=RIGOROUS):
 
 @pytest.mark.parametrize("noise", [lognormal, heavy, drift])
 def test_false_fast_stays_within_the_promised_rate(noise):
-    rate, _, covered = simulate(noise, 1.0, 600, seed=1)
-    # 2.5 % and three standard errors of a simulation of 600.
-    assert rate <= 0.025 + 3 * math.sqrt(0.025 * 0.975 / 600)
-    assert covered >= 0.95 - 3 * math.sqrt(0.05 * 0.95 / 600)
+    rate, _, covered = simulate(noise, 1.0, 4000, seed=1)
+    # 2.5 % and three standard errors of a simulation of 4,000.
+    assert rate <= 0.025 + 3 * math.sqrt(0.025 * 0.975 / 4000)
+    assert covered >= 0.95 - 3 * math.sqrt(0.05 * 0.95 / 4000)
 
 
 def test_true_speedups_are_found_with_few_pairs_where_they_are_large():
@@ -110,7 +110,7 @@ def test_where_most_pairs_say_otherwise_the_interval_spans_both():
     noise = random.Random(3)
     times = [(1 + 0.01 * noise.random(), 0.5 if i % 3 == 0 else 1.02) for i in range(60)]
     found = interval(times, 0.004, RIGOROUS)
-    assert found.lo < 1 < found.hi and found.lo <= found.speedup <= found.hi
+    assert found.lo < 1 and found.hi > 1.99 and found.lo <= found.speedup <= found.hi
 
 
 def test_a_machine_that_interrupts_most_runs_takes_no_more_pairs_than_it_must():
@@ -119,13 +119,13 @@ def test_a_machine_that_interrupts_most_runs_takes_no_more_pairs_than_it_must():
     def interrupted(rng):
         return math.exp(rng.normal(0, 0.03)) + (rng.exponential() if rng.random() < 0.5 else 0.0)
 
-    found, used, covered = simulate(interrupted, 1.10, 150, seed=8)
+    found, used, covered = simulate(interrupted, 1.10, 300, seed=8)
     pair_by_pair = dataclasses.replace(RIGOROUS, block=1)
-    less, more, _ = simulate(interrupted, 1.10, 150, seed=8, protocol=pair_by_pair)
-    assert found > less + 0.2 and used < more
+    less, more, _ = simulate(interrupted, 1.10, 300, seed=8, protocol=pair_by_pair)
+    assert found > less + 0.25 and used < more
     assert covered >= 0.9
-    rate, _, _ = simulate(interrupted, 1.0, 500, seed=9)
-    assert rate <= 0.025 + 3 * math.sqrt(0.025 * 0.975 / 500)
+    rate, _, _ = simulate(interrupted, 1.0, 2000, seed=9)
+    assert rate <= 0.025 + 3 * math.sqrt(0.025 * 0.975 / 2000)
 
 
 def test_the_budget_brings_the_next_look_early():
@@ -278,7 +278,7 @@ def test_another_launch_ends_by_no_rule_that_treats_the_sides_differently():
     again = RIGOROUS.again
     rng = np.random.default_rng(7)
     ahead = 0
-    runs = 800
+    runs = 2000
     for _ in range(runs):
         found, _ = measure(lambda: (heavy(rng), heavy(rng)), again, clock=lambda: 0.0)
         ahead += found.speedup > 1

@@ -122,8 +122,7 @@ def factor(pairs: Pairs, block: int, alpha: float) -> tuple[float, float, float]
     if not pairs:
         return math.nan, -math.inf, math.inf
     leads = Leads(pairs, block)
-    logs = np.log(pairs)
-    least, most = logs.min(axis=0), logs.max(axis=0)
+    least, most = np.nanmin(leads.logs, axis=(0, 1)), np.nanmax(leads.logs, axis=(0, 1))
     ends = float(least[0] - most[1]) - PRECISE, float(most[0] - least[1]) + PRECISE
     # As the factor grows, the second leads ever less.
     low = _turning(lambda f: leads.chance(f) <= alpha, *ends)
