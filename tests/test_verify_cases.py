@@ -11,7 +11,7 @@ from case_makers import Log, Softmax, answer, call_large, maker
 from ttkit.verify import correctness, draws, reference, variations
 from ttkit.verify.arena import Arena, place
 from ttkit.verify.cases import NativeCase, judge
-from ttkit.verify.runner import Runner, overlaps
+from ttkit.verify.runner import Runner, overlaps, values_of
 from ttkit.verify.worker import describe
 
 
@@ -336,6 +336,26 @@ def test_long_sums_may_be_off_by_what_rounding_makes_of_them():
     assert not answer(short, lambda y: y * (1 + 3e-5))["ok"]
     assert correctness.rounding(10**6, torch.int64) == 0
     assert correctness.rounding(10**6, torch.bfloat16) < 1e-4
+
+
+class UnitRows(torch.nn.Module):
+    def forward(self, x):
+        return x / x.abs().sum(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("name", ["near_one", "uneven", "scaled", "touched"])
+def test_a_library_may_lose_the_same_part_of_each_of_many_equal_terms(name):
+    made = maker(UnitRows, (16, 65_536), keep_bytes=0, draw=torch.rand)
+    made.first()
+    case = made.numbered(1, name)
+    (x,) = case.args
+
+    def judged(y):
+        return judge(case, [y], [], values_of(case.tree))["ok"]
+
+    assert judged(torch.nn.functional.normalize(x, p=1, dim=1))
+    assert not judged(x / x[:, :-256].abs().sum(dim=1, keepdim=True))
+    assert not judged(case.outputs[0].bfloat16().float())
 
 
 def test_the_error_of_a_few_numbers_is_no_longer_chance_when_it_is_settled():

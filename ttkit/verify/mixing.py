@@ -257,9 +257,10 @@ def _change_lines(
         elif number % 3 == 0:
             row[:] = _level(row)
         elif number % 3 == 1 or twin is None:
-            row[half] = _level(row)
-            if floating:  # or they would tie, and what a sum loses of each be the same
-                row[half] = roughened(row[half].clone())
+            # Floats nearly: of equal ones a sum loses the same each time. (Noise alone leaves those
+            # equal that are near zero.)
+            level = _level(row)
+            row[half] = roughened(row[half].lerp(level, 1 - NOISE)) if floating else level
         else:
             part = half if floating or number % 2 else slice(None)
             row[part] = twin.reshape(rows.shape)[line][part]

@@ -84,8 +84,7 @@ class Reference:
             case = Case(name, args, [_own(t) for t in tensors], [], tree)
             case.aliases = aliases(tensors_of(given), tensors)
         case.types = tuple(map(kind_of, tensors))
-        # Beside an outlier small terms are lost one by one, all to the same side.
-        case.fan_in = self.fan_in * (LOST if name == variations.TOUCHED else 1)
+        case.fan_in = self.fan_in * (LOST if name in variations.BIASED else 1)
         case.weights = weights
         return case
 

@@ -128,6 +128,9 @@ INDICES, SHAPES, WEIGHTS = "other_indices", "other_shapes", "other_weights"
 UNEVEN, UNSATURATED = "uneven", "unsaturated"
 ROWS, TOUCHED = "more_rows", "touched"
 SPECIAL = "special"
+# Where roundings of a long sum are no longer independent: beside far larger terms, or where all are
+# nearly equal, what is lost of each is lost to the same side.
+BIASED = frozenset({"scaled", "large", "near_one", UNEVEN, TOUCHED})
 
 
 def vary(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
