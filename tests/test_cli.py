@@ -373,6 +373,24 @@ def test_aa_keeps_the_runs_that_it_made_before_it_was_stopped(ttkit, tmp_path, m
     assert len((tmp_path / "aa.csv").read_text().splitlines()) == 2
 
 
+def test_an_aa_run_that_cannot_be_measured_says_why(ttkit, monkeypatch):
+    from ttkit.verify.verifier import Verifier
+
+    honest = Verifier.verify_many
+
+    def failing_second(self, items, on_verdict, **options):
+        def pass_on(number, verdict):
+            fails = {"status": "infra_error", "reason": "no room", "speedup": float("nan")}
+            on_verdict(number, dataclasses.replace(verdict, **fails) if number == 1 else verdict)
+
+        return honest(self, items, pass_on, **options)
+
+    monkeypatch.setattr(Verifier, "verify_many", failing_second)
+    status, out, err = ttkit("aa", "--tasks", "2", "--runs", 3, "--protocol", "fast-proxy")
+    assert status == 0 and re.search(r"^measured +2$", out, re.M)
+    assert len(re.findall(r"not measured, infra_error: no room", err)) == 1
+
+
 def test_bench_verify_keeps_what_it_found(ttkit, tmp_path):
     path = tmp_path / "bench.json"
     args = ["bench", "verify", "--tasks", "2", "--candidates", 1, "--protocol", "fast-proxy"]

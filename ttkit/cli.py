@@ -330,6 +330,9 @@ def aa(
         def on_run(done: int, total: int, task: Task, verdict: Verdict) -> None:
             rows.append({"task": task.key, **verdict.to_dict()})
             write(rows[-1])
+            if not measure.is_measured(verdict):
+                why = f"{verdict.status}: {verdict.reason}"
+                console.line(f"run {done} of {total}, {task.key}: not measured, {why}")
             console.update(f"run {done}/{total}", "")
 
         if faster is None:

@@ -127,9 +127,14 @@ def _measure(
         return results, summarize([v for _, v in results], verifier)
 
 
+def is_measured(verdict: Verdict) -> bool:
+    """Whether it is of a correct program and has a speedup."""
+    return verdict.correct and math.isfinite(verdict.speedup)
+
+
 def summarize(verdicts: Sequence[Verdict], verifier: Verifier) -> AASummary:
     """Count what came out faster; a verdict without a speedup is not measured."""
-    measured = [v for v in verdicts if v.correct and math.isfinite(v.speedup)]
+    measured = [v for v in verdicts if is_measured(v)]
     by_interval = sum(v.fast() for v in measured)
     by_point = sum(v.speedup > 1 for v in measured)
     n = len(measured)
