@@ -95,7 +95,10 @@ def test_touched_inputs_are_the_ones_met_before_but_for_a_few_values():
     changed = before != after
     assert 0 < changed.sum() <= 16
     factors = (after / before)[changed].abs()
-    assert ((factors == 0) | (factors >= 1.5)).all() and factors.max() <= 300.0**2
+    assert ((factors == 0) | (factors >= 1.5)).all()
+    # What becomes a far one may have been near zero: then only its size is bounded.
+    far = after[changed].abs() >= 0.75 * mixing.LARGEST
+    assert (factors[~far] <= 300.0**2).all() and after.abs().max() <= 1.5**2 * 300 * mixing.LARGEST
     again = made.draws.touched([before])[0]
     factors = (again / before)[again != before].abs()
     assert factors.min() >= 1.5 and factors.max() <= 3.0**2  # no outliers where it is timed
