@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_cli import ttkit  # noqa: F401
 
 from ttkit import select
 from ttkit.advice import advise, read
