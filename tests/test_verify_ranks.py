@@ -91,9 +91,9 @@ def test_the_same_bounds_whichever_side_is_called_the_first(n):
     pairs = noisy(n, 2, 1.2)
     middle, low, high = factor(pairs, BLOCK, 0.02)
     turned = factor([(c, r) for r, c in pairs], BLOCK, 0.02)
-    assert turned == pytest.approx((-middle, -high, -low), abs=2e-5)
+    assert turned == pytest.approx((-middle, -high, -low), abs=1e-12)
     longer = factor([(2 * r, c) for r, c in pairs], BLOCK, 0.02)
-    assert longer == pytest.approx([x + math.log(2) for x in (middle, low, high)], abs=2e-5)
+    assert longer == pytest.approx([x + math.log(2) for x in (middle, low, high)], abs=1e-12)
     assert low < middle < high
 
 
@@ -101,8 +101,8 @@ def test_the_bounds_are_where_the_chance_is_the_error_rate():
     pairs = noisy(30, 3, 1.1)
     leads = Leads(pairs, BLOCK)
     _, low, high = factor(pairs, BLOCK, 0.01)
-    assert leads.chance(low - 1e-4) <= 0.01 < leads.chance(low + 1e-4)
-    assert leads.chance(high + 1e-4, -1) <= 0.01 < leads.chance(high - 1e-4, -1)
+    assert leads.chance(low - 1e-9) <= 0.01 < leads.chance(low + 1e-9)
+    assert leads.chance(high + 1e-9, -1) <= 0.01 < leads.chance(high - 1e-9, -1)
     assert 0 < low < math.log(1.1) < high
 
 

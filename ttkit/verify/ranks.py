@@ -7,7 +7,9 @@ by which factor one side of them is the slower one.
 
 from __future__ import annotations
 
+import bisect
 import functools
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -17,8 +19,6 @@ from numpy.typing import NDArray
 
 # Scores are whole numbers, so that their sums can be counted: so many for the score 1.
 SCALE = 5
-# The ends of an interval of factors are found to this share.
-PRECISE = 1e-5
 
 Pairs = Sequence[tuple[float, float]]
 
@@ -103,6 +103,12 @@ class Leads:
         leads: NDArray[np.int64] = fallen[:, :block] - fallen[:, block:]
         return leads.ravel()
 
+    def turns(self) -> NDArray[np.float64]:
+        """The logarithms of the factors at which two times change places: between two that follow
+        each other all leads stay as they are."""
+        steps = self.logs[:, :, None, 0] - self.logs[:, None, :, 1]
+        return np.unique(steps[~np.isnan(steps)])
+
     def chance(self, log_factor: float, sign: int = 1) -> float:
         """The chance that the second would lead (with `sign` -1: be led) as clearly as it does."""
         leads = [sign * lead for lead in self.at(log_factor).tolist() if lead]
@@ -122,33 +128,40 @@ def factor(pairs: Pairs, block: int, alpha: float) -> tuple[float, float, float]
     if not pairs:
         return math.nan, -math.inf, math.inf
     leads = Leads(pairs, block)
-    least, most = np.nanmin(leads.logs, axis=(0, 1)), np.nanmax(leads.logs, axis=(0, 1))
-    ends = float(least[0] - most[1]) - PRECISE, float(most[0] - least[1]) + PRECISE
+    turns = leads.turns().tolist()
     # As the factor grows, the second leads ever less.
-    low = _turning(lambda f: leads.chance(f) <= alpha, *ends)
-    high = _turning(lambda f: leads.chance(f, -1) > alpha, *ends)
+    low = _turning(lambda f: leads.chance(f) <= alpha, turns)
+    high = _turning(lambda f: leads.chance(f, -1) > alpha, turns)
     middle = (
-        _turning(lambda f: int(leads.at(f).sum()) > 0, *ends)
-        + _turning(lambda f: int(leads.at(f).sum()) >= 0, *ends)
+        _turning(lambda f: int(leads.at(f).sum()) > 0, turns)
+        + _turning(lambda f: int(leads.at(f).sum()) >= 0, turns)
     ) / 2
     return middle, low, high
 
 
-def _turning(holds: Callable[[float], bool], low: float, high: float) -> float:
-    """Where what holds at `low` ceases to hold below `high`, or infinite.
+def _turning(holds: Callable[[float], bool], turns: Sequence[float]) -> float:
+    """At which of the ascending `turns` what holds for less ceases to hold, or infinite; it holds
+    for all between two of them or for none.
 
     Asked first at 0, so that on which side of it the answer lies is as exact as what is asked, even
     were that to turn more than once.
     """
-    if not holds(low):
+    # Between turn i - 1 and turn i, or beyond the first or the last.
+    between = [turns[0] - 1, *map(statistics.fmean, itertools.pairwise(turns)), turns[-1] + 1]
+    if not holds(between[0]):
         return -math.inf
-    if holds(high):
+    if holds(between[-1]):
         return math.inf
-    at = 0.0 if low < 0 < high else (low + high) / 2
-    while high - low > PRECISE:
-        if holds(at):
+    low, high = 0, len(turns)  # it holds at the first, and not at the second
+    if turns[0] < 0 < turns[-1]:
+        if holds(0.0):
+            low = bisect.bisect_left(turns, 0.0)
+        else:
+            high = bisect.bisect_right(turns, 0.0)
+    while high - low > 1:
+        at = (low + high) // 2
+        if holds(between[at]):
             low = at
         else:
             high = at
-        at = (low + high) / 2
-    return (low + high) / 2
+    return turns[high - 1]
