@@ -7,6 +7,7 @@ of a pair do the same things in the same order.
 from __future__ import annotations
 
 import copy
+import ctypes
 import linecache
 import mmap
 import os
@@ -25,6 +26,8 @@ from ttkit.verify.structure import constant
 RELEASE_BYTES = 4 << 30
 # Below MALLOC_MMAP_THRESHOLD_ (ttkit.verify.launcher): a larger block would not lie in the heap.
 PAD_BLOCK = 16 << 20
+POPULATE_WRITE = 23  # MADV_POPULATE_WRITE of Linux 5.14, which Python's mmap does not name
+_libc = ctypes.CDLL(None)
 
 
 class OutputError(Exception):
@@ -154,6 +157,7 @@ class Runner:
         if pad > self.touched:
             # Pages are met for the first time here and not in a timed run.
             for block in self.pad:
+                _populate(block)
                 block[:: mmap.PAGESIZE] = 0
             self.touched = pad
 
@@ -205,6 +209,14 @@ class Runner:
         if again:
             again -= _memory(map(tensors_of, self.inputs))
         return bool(again) or any(any(overlaps(first, other)) for other in others)
+
+
+def _populate(block: torch.Tensor) -> None:
+    """Ask for all pages of a block at once, where the system can: in half the time of as many
+    faults."""
+    ahead = -block.data_ptr() % mmap.PAGESIZE
+    size = max(block.numel() - ahead, 0)
+    _libc.madvise(ctypes.c_void_p(block.data_ptr() + ahead), ctypes.c_size_t(size), POPULATE_WRITE)
 
 
 def _memory(values: Iterable[list[torch.Tensor]]) -> set[StorageWeakRef]:
