@@ -185,7 +185,8 @@ class Race:
         for side in self._in_random_order():
             self._turn(side, self.slots, which)
             side.uncount()
-        self.referee.ask("varied", slot=which, name=name, values=self._values[False])
+        values = {"values": self._values[False], "expected": self._values[True]}
+        self.referee.ask("varied", slot=which, name=name, **values)
 
     def _change_weights(self) -> None:
         """From here on both sides have other weights than those they began with."""
