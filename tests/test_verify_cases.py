@@ -11,7 +11,9 @@ from case_makers import Log, Softmax, answer, call_large, maker
 from ttkit.verify import correctness, draws, reference, variations
 from ttkit.verify.arena import Arena, place
 from ttkit.verify.cases import NativeCase, judge
+from ttkit.verify.referee import Referee
 from ttkit.verify.runner import Runner, overlaps
+from ttkit.verify.shared import Taken
 from ttkit.verify.worker import describe
 
 
@@ -398,3 +400,25 @@ def test_half_floats_are_known_exactly():
     numbers = torch.randn(64, 64)
     assert not torch.equal(reference._rounded(numbers), numbers)
     assert torch.equal(reference._rounded(numbers.bfloat16()), numbers.bfloat16())
+
+
+def test_what_the_reference_delivered_of_varied_inputs_needs_no_float64_run():
+    made = maker()
+    made.first()
+    referee = Referee.__new__(Referee)
+    referee.reference, runs = made.reference, []
+    judged = made.reference.judged
+    made.reference.judged = lambda *given: runs.append(given) or judged(*given)
+    args = [torch.randn(64, 256)]
+    theirs = torch.softmax(args[0], dim=1)
+
+    def found(ours, values=()):
+        turn = {"name": "negated", "values": list(values), "expected": []}
+        taken = {False: [Taken(ours)], True: [Taken(theirs)]}
+        return referee._judge_varied(turn, args, None, taken)["ok"]
+
+    assert found(theirs.clone()) and not runs
+    assert found(theirs * (1 + 1e-7)) and len(runs) == 1  # another order of operations
+    wrong = theirs.clone()
+    wrong[3, 5] *= 2
+    assert not found(wrong) and not found(theirs, values=[1]) and len(runs) == 3

@@ -130,11 +130,12 @@ def test_a_turn_that_does_not_count_is_a_turn_of_both_sides():
     for side in (made.candidate, made.reference):
         side.uncount = lambda side=side: uncounted.append(side)
     made._turn = lambda side, slots, which: turns.append(side)
-    made._values = {False: "ours"}
-    made.referee.ask = lambda op, **fields: asked.append(op) or {"varied": True}
+    made._values = {False: "ours", True: "theirs"}
+    made.referee.ask = lambda op, **fields: asked.append((op, fields)) or {"varied": True}
     for _ in range(20):
         made._vary("negated")
-    assert turns == uncounted and asked == ["vary", "varied"] * 20
+    assert turns == uncounted and [op for op, _ in asked] == ["vary", "varied"] * 20
+    assert asked[1][1]["values"] == "ours" and asked[1][1]["expected"] == "theirs"
     assert turns.count(made.candidate) == turns.count(made.reference) == 20
     assert 0 < sum(first is made.candidate for first in turns[::2]) < 20
 
