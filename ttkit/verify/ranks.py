@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import bisect
 import functools
-import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -146,13 +145,12 @@ def _turning(holds: Callable[[float], bool], turns: Sequence[float]) -> float:
     Asked first at 0, so that on which side of it the answer lies is as exact as what is asked, even
     were that to turn more than once.
     """
-    # Between turn i - 1 and turn i, or beyond the first or the last.
-    between = [turns[0] - 1, *map(statistics.fmean, itertools.pairwise(turns)), turns[-1] + 1]
-    if not holds(between[0]):
+    if not holds(turns[0] - 1):
         return -math.inf
-    if holds(between[-1]):
+    if holds(turns[-1] + 1):
         return math.inf
-    low, high = 0, len(turns)  # it holds at the first, and not at the second
+    # It holds just before turn number `low`, and not just before `high` (nor after the last).
+    low, high = 0, len(turns)
     if turns[0] < 0 < turns[-1]:
         if holds(0.0):
             low = bisect.bisect_left(turns, 0.0)
@@ -160,7 +158,7 @@ def _turning(holds: Callable[[float], bool], turns: Sequence[float]) -> float:
             high = bisect.bisect_right(turns, 0.0)
     while high - low > 1:
         at = (low + high) // 2
-        if holds(between[at]):
+        if holds((turns[at - 1] + turns[at]) / 2):
             low = at
         else:
             high = at
