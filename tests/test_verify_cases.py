@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import types
 
 import pytest
 import torch
@@ -409,13 +410,15 @@ def test_what_the_reference_delivered_of_varied_inputs_needs_no_float64_run():
     referee.reference, runs = made.reference, []
     judged = made.reference.judged
     made.reference.judged = lambda *given: runs.append(given) or judged(*given)
-    args = [torch.randn(64, 256)]
-    theirs = torch.softmax(args[0], dim=1)
+    referee.varied, referee.weights_now = [], None
+    referee.stage = types.SimpleNamespace()
+    referee.current = [[torch.randn(64, 256)]]
+    theirs = torch.softmax(referee.current[0][0], dim=1)
 
     def found(ours, values=()):
-        turn = {"name": "negated", "values": list(values), "expected": []}
-        taken = {False: [Taken(ours)], True: [Taken(theirs)]}
-        return referee._judge_varied(turn, args, None, taken)["ok"]
+        referee.stage.taken = {False: [Taken(ours)], True: [Taken(theirs)]}
+        referee.do_varied({"slot": 0, "name": "negated", "values": list(values), "expected": []})
+        return referee.do_judge_varied({})["ok"]
 
     assert found(theirs.clone()) and not runs
     assert found(theirs * (1 + 1e-7)) and len(runs) == 1  # another order of operations

@@ -256,7 +256,7 @@ def compare(
 
 def share_unlike(y: torch.Tensor, reference: torch.Tensor) -> float:
     """The share of elements that differ."""
-    return int((y != reference).sum()) / y.numel() if y.numel() else 0.0
+    return int((y != reference).count_nonzero()) / y.numel() if y.numel() else 0.0
 
 
 def lost(y: torch.Tensor, reference: torch.Tensor, y64: torch.Tensor | None = None) -> bool:

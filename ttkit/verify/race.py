@@ -145,8 +145,7 @@ class Race:
         which = slots[-1] if one_by_one else self.random.choice(slots)
         times = {side.trusted: self._turn(side, slots, which, keys) for side in sides}
         if self.protocol.compared:
-            values = {"values": self._values[False], "expected": self._values[True]}
-            result = self.referee.ask("recheck", slot=which, **values)
+            result = self._compare("recheck", slot=which)
             if result["mutated"] and not self.referee.info["mutates"]:
                 text = "it changed its inputs in place in a timed run"
                 raise Outcome("rejected", text, "inputs_mutated")
@@ -156,6 +155,11 @@ class Race:
                 text = f"wrong values in a timed run: {result['what']}"
                 raise Outcome("incorrect", text, "values_timed")
         return times[True], times[False]
+
+    def _compare(self, op: str, **fields: Any) -> dict[str, Any]:
+        """Have the referee compare what both sides delivered in their last turns."""
+        values = {"values": self._values[False], "expected": self._values[True]}
+        return self.referee.ask(op, **values, **fields)
 
     def _interrupted(self) -> Callable[[], tuple[float, float]]:
         """Pairs, before some of which, drawn among those that are surely run, something varies."""
@@ -187,8 +191,7 @@ class Race:
         for side in self._in_random_order():
             self._turn(side, self.slots, which)
             side.uncount()
-        values = {"values": self._values[False], "expected": self._values[True]}
-        self.referee.ask("varied", slot=which, name=name, **values)
+        self._compare("varied", slot=which, name=name)
 
     def _change_weights(self) -> None:
         """From here on both sides have other weights than those they began with."""

@@ -308,12 +308,17 @@ class Referee:
         return {"varied": True}
 
     def do_varied(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Keep what the candidate delivered from varied inputs, to be judged when nothing is timed;
-        at once where it is too large to be kept."""
-        taken, self.stage.taken = self.stage.taken, {}
-        args = self.current[message["slot"]]
+        """Keep what the candidate delivered from varied inputs, if it is not the very same as the
+        reference's own process did, to be judged when nothing is timed; at once where it is too
+        large to be kept."""
+        taken, args = self.stage.taken.pop(False), self.current[message["slot"]]
+        both = zip(taken, self.stage.taken[True], strict=True)
+        if same_values(message["values"], message["expected"]) and all(
+            torch.equal(theirs.tensor, ours.tensor) for theirs, ours in both
+        ):
+            return {}
         found = partial(self._judge_varied, message, args, self.weights_now, taken)
-        if not all(t.whole for t in taken[False]):
+        if not all(t.whole for t in taken):
             found = partial(dict, found())
         self.varied.append(found)
         return {}
@@ -325,22 +330,16 @@ class Referee:
         return next((found for found in results if not found["ok"]), {"ok": True})
 
     def _judge_varied(
-        self, turn: dict[str, Any], args: Any, weights: Any, taken: dict[bool, list[Taken]]
+        self, turn: dict[str, Any], args: Any, weights: Any, taken: list[Taken]
     ) -> dict[str, Any]:
-        """Compare with the reference, if it bears these inputs: with what its own process delivered
-        of them, and where that is not the very same with a float64 run."""
-        delivered, expected = ([t.tensor for t in taken[trusted]] for trusted in (False, True))
-        if same_values(turn["values"], turn["expected"]) and all(
-            map(torch.equal, delivered, expected)
-        ):
-            return {"ok": True}
+        """Compare with the reference, if it bears these inputs."""
         try:
             case = self.reference.judged(turn["name"], args, weights)
         except Exception:  # whatever the reference raises: it does not take them
             return {"ok": True}
         if case.skipped:
             return {"ok": True}
-        found = self._judge(case, delivered, turn["values"])
+        found = self._judge(case, [t.tensor for t in taken], turn["values"])
         return {"ok": found["ok"], "what": found["what"], "name": turn["name"]}
 
     def do_reweigh(self, message: dict[str, Any]) -> dict[str, Any]:
