@@ -40,7 +40,7 @@ IN_PLACE = ("negated", "scaled", "large", "small", "tiny", "near_one", "shifted"
 TOUCHED_WEIGHTS = "touched_weights"
 
 # The look at which another launch ends at the latest, and how narrow an interval ends any.
-AGAIN_LOOKS, AGAIN_PRECISE = 4, 1.04
+AGAIN_LOOKS, AGAIN_PRECISE = 4, 1.15
 
 
 @dataclass(frozen=True)
