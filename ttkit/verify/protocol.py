@@ -41,7 +41,7 @@ TOUCHED_WEIGHTS = "touched_weights"
 
 # The look at which another launch ends at the latest, and how narrow an interval ends any. (At 1.15
 # it took a third fewer pairs, but with one of two cores loaded a program 1.1 times as fast was then
-# found in 32 of 40 runs, and in 78 of 80 at 1.04.)
+# found in 32 of 40 runs, and in 117 of 120 at 1.04.)
 AGAIN_LOOKS, AGAIN_PRECISE = 4, 1.04
 
 
